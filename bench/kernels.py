@@ -1,0 +1,68 @@
+"""Count the kernels that a lazy MLX graph launches: deterministic, the same on every machine.
+
+On Apple GPUs a small model is bound by the number of kernels, not by bytes, so the count argues
+speed where no such GPU is at hand. `mx.fast` operations are one kernel on Metal but are expanded
+on a CPU; while counting they are replaced by a one-primitive stand-in with the same inputs.
+Primitives that only rename memory (reshape, transpose, slice ...) launch nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+
+VIEWS = frozenset(
+    ["AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View"]
+)
+STAND_IN = "Depends"
+
+
+def _stand_in(x: mx.array, *others: Any) -> mx.array:
+    return mx.depends([x], [other for other in others if isinstance(other, mx.array)])[0]
+
+
+@contextmanager
+def fast_operations_as_one() -> Iterator[None]:
+    """While open, `mx.fast` attention, norm and rotary embedding are one primitive each."""
+    with (
+        mock.patch.object(mx.fast, "rms_norm", lambda x, weight, eps: _stand_in(x, weight)),
+        mock.patch.object(
+            mx.fast,
+            "layer_norm",
+            lambda x, weight, bias, eps: _stand_in(x, weight, bias),
+        ),
+        mock.patch.object(
+            mx.fast,
+            "rope",
+            lambda x, dims, *, traditional, base, scale, offset, freqs=None: _stand_in(x, offset),
+        ),
+        mock.patch.object(
+            mx.fast,
+            "scaled_dot_product_attention",
+            lambda q, k, v, *, scale, mask=None, sinks=None: _stand_in(q, k, v, mask, sinks),
+        ),
+    ):
+        yield
+
+
+def launching_primitives(outputs: list[mx.array]) -> Counter[str]:
+    """Primitives of an unevaluated graph that launch work, by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.dot"
+        mx.export_to_dot(str(path), *outputs)
+        names = re.findall(r'label ?= ?"([A-Za-z]\w*)", shape=rectangle', path.read_text())
+    return Counter(name for name in names if name not in VIEWS)
+
+
+def count(build: Callable[[], list[mx.array]]) -> Counter[str]:
+    """Count the launching primitives of the graph that `build` returns without evaluating it."""
+    with fast_operations_as_one():
+        return launching_primitives(build())

@@ -1,0 +1,60 @@
+"""`kmidi NAME …` and `python -m kmidi_mlx NAME …`: find the command and hand over."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kmidi_mlx import __version__
+from kmidi_mlx.command import run
+from kmidi_mlx.errors import KmidiError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "prepare": "turn MIDI files into a data set",
+    "train": "train a model on a data set",
+    "generate": "write piano music for an emotion",
+    "evaluate": "measure a model or the music it writes",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `kmidi`.
+
+    Args:
+        argv: the arguments after `kmidi`; None: those of the process.
+
+    Returns:
+        The exit status: 0 done, 1 a check failed, 2 wrong use or input, 130 interrupted.
+    """
+    return run(_dispatch, argv)
+
+
+def _dispatch(argv: list[str]) -> int:
+    name, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"kmidi {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name[:100], COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}."
+        raise KmidiError(f"unknown command {name[:100]!r}; {hint}")
+    # imported only now: the help needs no framework, and preparing data needs no MLX
+    return run(importlib.import_module(f"kmidi_mlx.{name}").main, arguments)
+
+
+def _overview() -> str:
+    lines = ["usage: kmidi COMMAND [arguments]", "", "commands:"]
+    lines += [f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    lines += ["", "kmidi COMMAND --help tells more; kmidi --version tells the version."]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Files that are either the old one or the new one, never half of each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmidi_mlx.errors import KmidiError
+
+__all__ = ["atomic_write", "write_bytes_atomically"]
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; it takes the name `path` at the end.
+
+    The temporary name keeps the suffix of `path`, because some writers add their own where it is
+    missing. When the block ends well, the content is forced to the disk before the rename and the
+    rename after it; when anything is raised, the temporary file is removed and `path` is as before.
+    A symbolic link is followed, and an existing file keeps its permissions.
+
+    Args:
+        path: the file to make or replace; its folder has to exist.
+
+    Yields:
+        The path to create and write; nothing is there yet.
+
+    Raises:
+        KmidiError: if the system refuses (disk full, no permission, no such folder), or `path` is
+            there but is a folder, a device or a pipe.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".tmp-{secrets.token_hex(6)}{target.suffix}")
+    try:
+        _require_replaceable(path, target)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise KmidiError(f"cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write `data` as the whole content of `path`; a crash leaves the old file or the new one.
+
+    Args:
+        path: the file to make or replace; its folder has to exist.
+        data: the new content.
+
+    Raises:
+        KmidiError: as `atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def _require_replaceable(path: Path, target: Path) -> None:
+    if not target.parent.is_dir():
+        raise KmidiError(f"cannot write {path}: the folder {path.parent} does not exist.")
+    # a rename over /dev/null would turn the device into a file for the whole machine
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise KmidiError(f"cannot write {path}: it is not a regular file; give another name.")
+
+
+def _sync_folder(folder: Path) -> None:
+    # some network file systems refuse to sync a folder; the file itself is safe by then
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,225 @@
+"""Every option of kmidi, once: name, unit, range, default.
+
+A run is described by one frozen dataclass per model, made of sections. `kmidi_mlx.config_file`
+reads them from YAML files and `--set section.option=value`; nothing else in the project holds a
+default. A section checks itself when it is made, so an impossible value cannot exist.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from kmidi_mlx.errors import KmidiError
+
+
+class ConfigError(KmidiError):
+    """A value that cannot be used; `key` names the option inside its section."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare an option: its default, one line of documentation, its inclusive range or choices."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Section:
+    """Base of all sections: checks every option against its declared range or choices."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            choices = item.metadata.get("choices")
+            if choices is not None and value not in choices:
+                raise ConfigError(item.name, f"{value!r} is not one of {', '.join(choices)}")
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, int | float) and not isinstance(number, bool):
+                    _check_range(item.name, number, item.metadata)
+
+
+def _check_range(key: str, number: float, metadata: Any) -> None:
+    low, high = metadata.get("low"), metadata.get("high")
+    if not math.isfinite(number):
+        raise ConfigError(key, f"{number} is not a finite number")
+    if low is not None and number < low:
+        raise ConfigError(key, f"{number} is below the smallest allowed value {low}")
+    if high is not None and number > high:
+        raise ConfigError(key, f"{number} is above the largest allowed value {high}")
+
+
+@dataclass(frozen=True)
+class MidiTransformerConfig(Section):
+    """Sizes of EmotionMIDITransformer (section `model`)."""
+
+    vocab_size: int = option(388, "number of events the model can write", low=388, high=388)
+    hidden_dim: int = option(384, "width of the residual stream", low=64, high=8192)
+    num_layers: int = option(8, "number of decoder blocks", low=1, high=128)
+    num_heads: int = option(6, "attention heads; head_dim is hidden_dim / num_heads", low=1)
+    ffn_dim: int = option(1792, "width of the SwiGLU feed-forward layer", low=8)
+    context_length: int = option(2048, "events the model looks back on (ring size)", low=16)
+    emotion_dim: int = option(64, "length of the emotion vector", low=64, high=64)
+    num_chords: int = option(110, "chord ids of `kmidi_mlx.music.chords`", low=1)
+    num_keys: int = option(25, "key ids of `kmidi_mlx.music.chords`", low=1)
+    emotion_tokens: int = option(8, "context tokens made from the emotion vector", low=1, high=64)
+    cross_attention_layers: tuple[int, ...] = option(
+        (0, 2, 4, 6), "blocks that attend to the emotion context", low=0
+    )
+    rope_base: float = option(10000.0, "base of the rotary embedding's wavelengths", low=1.0)
+    norm_eps: float = option(1e-5, "epsilon of RMSNorm", low=1e-12, high=1e-2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hidden_dim % self.num_heads:
+            raise ConfigError(
+                "num_heads", f"{self.num_heads} heads do not divide hidden_dim {self.hidden_dim}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                "num_heads",
+                f"head_dim {self.head_dim} (hidden_dim / num_heads) is odd; the rotary embedding "
+                "needs pairs",
+            )
+        if list(self.cross_attention_layers) != sorted(set(self.cross_attention_layers)):
+            raise ConfigError("cross_attention_layers", "must be rising and without repeats")
+        if any(layer >= self.num_layers for layer in self.cross_attention_layers):
+            raise ConfigError(
+                "cross_attention_layers",
+                f"names layer {max(self.cross_attention_layers)} but num_layers is "
+                f"{self.num_layers} and layers count from 0",
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class MidiDataConfig(Section):
+    """Where the prepared music is and how windows are drawn from it (section `data`)."""
+
+    path: str = option("data/midi", "folder made by `prepare midi`")
+    sequence_length: int = option(1024, "events in one training window", low=8, high=65536)
+    transpose_semitones: int = option(5, "transpose by -n..n semitones", low=0, high=11)
+    stretch: float = option(0.05, "stretch time by 1-x..1+x", low=0.0, high=0.5)
+    velocity_scale: float = option(0.1, "scale velocities by 1-x..1+x", low=0.0, high=0.5)
+    start_probability: float = option(
+        0.1, "share of windows that start at the start of a piece", low=0.0, high=1.0
+    )
+    emotion_dropout: float = option(
+        0.1, "share of windows without any condition, for guidance", low=0.0, high=1.0
+    )
+    harmony_dropout: float = option(
+        0.3, "share of windows without chords and key", low=0.0, high=1.0
+    )
+    max_chords: int = option(48, "chord segments kept in one window", low=1, high=1024)
+    prefetch: int = option(4, "batches made ahead by a background thread", low=0, high=64)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """AdamW (section `optimizer`)."""
+
+    learning_rate: float = option(3e-4, "peak learning rate", low=0.0, high=1.0)
+    beta1: float = option(0.9, "decay of the mean gradient", low=0.0, high=0.9999)
+    beta2: float = option(0.95, "decay of the mean squared gradient", low=0.0, high=0.999999)
+    eps: float = option(1e-8, "added to the root of the squared gradient", low=1e-16, high=1e-2)
+    weight_decay: float = option(0.1, "decoupled decay of matrices", low=0.0, high=10.0)
+    clip_norm: float = option(1.0, "largest global gradient norm", low=1e-6)
+    warmup_steps: int = option(500, "steps of linear warm-up", low=0)
+    final_lr_fraction: float = option(
+        0.1, "learning rate at the end as a share of the peak (cosine)", low=0.0, high=1.0
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Section):
+    """The training loop (section `training`)."""
+
+    batch_size: int = option(64, "windows in one forward pass", low=1)
+    grad_accum_steps: int = option(1, "forward passes per optimiser step", low=1)
+    max_steps: int = option(30000, "optimiser steps at the most", low=1)
+    epochs: int = option(15, "passes over the data at the most", low=1)
+    max_minutes: float = option(0.0, "stop after this many minutes; 0: no limit", low=0.0)
+    precision: str = option(
+        "fp32", "compute precision; weights stay fp32", choices=("fp32", "fp16", "bf16")
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations to save memory")
+    label_smoothing: float = option(0.0, "share of probability spread evenly", low=0.0, high=0.5)
+    ema_decay: float = option(0.0, "decay of the averaged weights; 0: off", low=0.0, high=0.999999)
+    eval_every: int = option(500, "steps between evaluations", low=1)
+    eval_batches: int = option(20, "validation batches per evaluation", low=1)
+    sample_seconds: float = option(
+        20.0, "length of the MIDI sample written at evaluations; 0: none", low=0.0, high=3600.0
+    )
+    patience: int = option(10, "evaluations without progress before stopping; 0: never", low=0)
+    save_every: int = option(500, "steps between resumable saves", low=1)
+    log_every: int = option(10, "steps between log lines", low=1)
+    max_bad_steps: int = option(10, "NaN/Inf steps in a row before stopping", low=1)
+    memory_gb: float = option(0.0, "cap on the accelerator's memory; 0: system limit", low=0.0)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class SamplingConfig(Section):
+    """How events are drawn and what counts as playable music (section `sampling`)."""
+
+    temperature: float = option(0.85, "divides the logits; 0: greedy", low=0.0, high=10.0)
+    top_k: int = option(40, "keep the k likeliest events; 0: all", low=0, high=388)
+    top_p: float = option(0.92, "keep the likeliest events up to this mass", low=1e-6, high=1.0)
+    min_p: float = option(0.0, "drop events below this share of the likeliest", low=0.0, high=1.0)
+    repetition_penalty: float = option(
+        1.0, "divides the chance of pitches struck lately; 1: off", low=1.0, high=10.0
+    )
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1: off", low=0.0, high=10.0)
+    max_polyphony: int = option(16, "notes that may sound together", low=1, high=128)
+    max_note_seconds: float = option(8.0, "longest note", low=0.05, high=60.0)
+    max_rest_seconds: float = option(4.0, "longest silence", low=0.01, high=60.0)
+    lowest_pitch: int = option(21, "lowest MIDI pitch", low=0, high=127)
+    highest_pitch: int = option(108, "highest MIDI pitch", low=0, high=127)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lowest_pitch > self.highest_pitch:
+            raise ConfigError(
+                "lowest_pitch", f"{self.lowest_pitch} is above highest_pitch {self.highest_pitch}"
+            )
+
+
+@dataclass(frozen=True)
+class MidiGeneratorConfig(Section):
+    """One run of the MIDI generator: everything that `train --model midi_generator` can be told."""
+
+    name: ClassVar[str] = "midi_generator"
+
+    model: MidiTransformerConfig = field(default_factory=MidiTransformerConfig)
+    data: MidiDataConfig = field(default_factory=MidiDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.sequence_length > self.model.context_length:
+            raise ConfigError(
+                "data.sequence_length",
+                f"{self.data.sequence_length} is longer than model.context_length "
+                f"{self.model.context_length}",
+            )
+
+
+RUN_CONFIGS: dict[str, type[MidiGeneratorConfig]] = {MidiGeneratorConfig.name: MidiGeneratorConfig}

@@ -1,0 +1,1 @@
+"""Prepared data: manifests, memory-mapped shards, synthetic sets, batches."""

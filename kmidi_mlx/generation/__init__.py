@@ -1,0 +1,1 @@
+"""Generation: drawing events from the model, one step of look-ahead, always valid music."""

@@ -1,0 +1,1 @@
+"""Music without a framework: notes, MIDI files, events, features, chords, mood."""

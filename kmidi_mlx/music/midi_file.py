@@ -1,0 +1,310 @@
+"""Standard MIDI files: read any of them as Notes, write Notes as one.
+
+The reader follows "Standard MIDI Files 1.0" (MIDI Manufacturers Association, RP-001) and decides
+where the standard leaves a choice:
+
+- Channel 10 (drums) is left out; all other channels and tracks become one piece.
+- A note-off ends the oldest note that sounds on its track, channel and pitch. A note without one
+  ends with its track. A note of no length lasts 10 ms.
+- The sustain pedal (controller 64, down from 64 on) acts on its channel, in every track. A note
+  that ends while it is down goes on to its release or to the next onset of the pitch on that
+  channel; a pedal that is never released is held to the last note event.
+- The tracks of a type 2 file are independent patterns: they follow one another.
+- Whatever comes after the last track that the header speaks of is ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import mido
+import numpy as np
+from numpy.typing import NDArray
+
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.music.midi_bytes import MAX_FILE_BYTES, MidiEvents, read_events
+from kmidi_mlx.music.notes import MAX_DURATION_SECONDS, Notes, separate_repeats
+
+__all__ = ["parse_midi", "read_midi", "write_midi"]
+
+_NOTE_OFF, _NOTE_ON, _CONTROL_CHANGE = 0x80, 0x90, 0xB0
+_SUSTAIN_PEDAL, _PEDAL_DOWN = 64, 64
+_DRUM_CHANNEL = 9
+_DEFAULT_TEMPO = 500_000  # microseconds a quarter note: 120 beats a minute
+_SHORTEST_SECONDS = 0.01
+_TICKS_PER_SECOND = 1000
+_SLOWEST_BPM, _FASTEST_BPM = 4.0, 1000.0
+
+
+def read_midi(path: str | os.PathLike[str]) -> Notes:
+    """Read a MIDI file (types 0, 1, 2; metrical or SMPTE time; plain or RIFF).
+
+    Args:
+        path: the file, at most 8 MiB.
+
+    Returns:
+        Its notes outside the drum channel, with the sustain pedal applied; possibly none.
+
+    Raises:
+        KmidiError: if there is no such file, or it cannot be read, or is no sound MIDI file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise KmidiError(f"{path} is a folder; name a MIDI file.")
+    if path.exists() and not path.is_file():
+        raise KmidiError(f"{path} is no regular file; name a MIDI file.")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise KmidiError(f"{path} cannot be read: {error.strerror}.") from error
+    return parse_midi(data, str(path))
+
+
+def parse_midi(data: bytes, name: str = "MIDI data") -> Notes:
+    """Read the bytes of a MIDI file; see `read_midi`.
+
+    Args:
+        data: the whole file, at most 8 MiB.
+        name: what to call it in errors.
+
+    Raises:
+        KmidiError: if it is no sound MIDI file, or lasts longer than 24 hours.
+    """
+    events = read_events(data, name)
+    tempo_tick, tick, end_tick = events.tempo_tick, events.tick, events.end_tick
+    tempo = events.tempo
+    if events.file_type == 2:
+        # One pattern after the other; each begins with the standard's tempo until it sets its own.
+        begin_tick = np.concatenate(([0], np.cumsum(end_tick)[:-1]))
+        tempo_tick = np.concatenate((begin_tick, tempo_tick + begin_tick[events.tempo_track]))
+        tempo = np.concatenate((np.full(len(begin_tick), _DEFAULT_TEMPO), tempo))
+        tick, end_tick = tick + begin_tick[events.track], end_tick + begin_tick
+    note_on, off_tick = _pair(events, tick, end_tick)
+    on_tick = tick[note_on]
+
+    seconds = _seconds(np.concatenate((on_tick, off_tick)), tempo_tick, tempo, events.division)
+    if seconds is None:
+        raise KmidiError(f"{name} is damaged: its time division {events.division:#06x} is invalid.")
+    if len(seconds) and not seconds.max() <= MAX_DURATION_SECONDS:
+        raise KmidiError(
+            f"{name} lasts {seconds.max() / 3600:.0f} hours, which no piece does: "
+            f"a time in it is damaged (at most {MAX_DURATION_SECONDS / 3600:.0f} hours are read)."
+        )
+    onset, offset = seconds[: len(note_on)], seconds[len(note_on) :]
+    offset = np.where(offset > onset, offset, onset + _SHORTEST_SECONDS)
+    pitch, velocity = events.number[note_on], events.value[note_on]
+    order = np.lexsort((pitch, onset))
+    return Notes(pitch[order], velocity[order], onset[order], offset[order])
+
+
+def write_midi(notes: Notes, path: str | os.PathLike[str], *, tempo: float = 120.0) -> None:
+    """Write notes as a MIDI file of type 0, for a piano on channel 1.
+
+    A tick is 1 ms, so that the 10 ms grid of events is exact: grid notes read back are the same.
+    On one channel a pitch cannot overlap itself: a note that sounds when its pitch is struck again
+    ends there, as in `encode`. The file appears whole or not at all.
+
+    Args:
+        notes: what to write; without notes the file is a valid, silent one.
+        path: the file to write or replace; its folder has to exist.
+        tempo: beats a minute, 4-1000, rounded so that a beat is a whole number of milliseconds.
+            It does not change when notes sound, only where an editor draws the bars.
+
+    Raises:
+        KmidiError: for a tempo out of range, or if the file cannot be written.
+    """
+    if not _SLOWEST_BPM <= tempo <= _FASTEST_BPM:
+        raise KmidiError(
+            f"tempo is {tempo} beats a minute; "
+            f"it has to be from {_SLOWEST_BPM:g} to {_FASTEST_BPM:g}."
+        )
+    beat_ticks = round(60 * _TICKS_PER_SECOND / tempo)
+    onset = np.floor(notes.onset_seconds * _TICKS_PER_SECOND + 0.5).astype(np.int64)
+    offset = np.floor(notes.offset_seconds * _TICKS_PER_SECOND + 0.5).astype(np.int64)
+    offset = np.maximum(offset, onset + 1)
+    pitch, velocity, onset, offset = separate_repeats(notes.pitch, notes.velocity, onset, offset)
+    tick = np.concatenate((offset, onset))
+    order = np.argsort(tick, kind="stable")
+    delta = np.diff(tick[order], prepend=0)
+    sounds = np.concatenate((np.zeros_like(velocity), velocity))[order]
+
+    track = mido.MidiTrack()
+    track.append(mido.MetaMessage("set_tempo", tempo=beat_ticks * 1_000_000 // _TICKS_PER_SECOND))
+    track.append(mido.Message("program_change", program=0))
+    for key, loudness, ticks in zip(
+        np.concatenate((pitch, pitch))[order].tolist(), sounds.tolist(), delta.tolist(), strict=True
+    ):
+        kind = "note_on" if loudness else "note_off"
+        track.append(mido.Message(kind, note=key, velocity=loudness, time=ticks))
+    midi = mido.MidiFile(type=0, ticks_per_beat=beat_ticks)
+    midi.tracks.append(track)
+    _save(midi, Path(path))
+
+
+def _save(midi: mido.MidiFile, path: Path) -> None:
+    """Write to a temporary file beside `path`, then rename it."""
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    except OSError as error:
+        raise KmidiError(f"{path} cannot be written: {error.strerror}.") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            midi.save(file=file)
+            file.flush()
+            os.fsync(descriptor)
+        # mkstemp makes files that only their owner may read.
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise KmidiError(f"{path} cannot be written: {error.strerror}.") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _pair(
+    events: MidiEvents, tick: NDArray[np.int64], end_tick: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Find the notes: the event that starts each, and the tick at which it stops sounding."""
+    kind, channel = events.status & 0xF0, (events.status & 0x0F).astype(np.int64)
+    number, value = events.number, events.value
+    is_note = ((kind == _NOTE_ON) | (kind == _NOTE_OFF)) & (channel != _DRUM_CHANNEL)
+    note = np.flatnonzero(is_note)
+    # Tracks lie one after the other, so a stable sort by the rest of the key groups by all of it.
+    # Sorting 16-bit numbers is several times faster.
+    key = channel * 128 + number
+    note = note[np.argsort(key[note].astype(np.uint16), kind="stable")]
+    group = key[note] * len(end_tick) + events.track[note]
+    starts = (kind[note] == _NOTE_ON) & (value[note] > 0)
+    stops = ~starts & ~_unmatched(group, starts)
+
+    note_on, note_off = note[starts], note[stops]
+    on_group, off_group = group[starts], group[stops]
+    # The k-th end of a group belongs to its k-th start.
+    place = np.arange(len(on_group)) - np.searchsorted(on_group, on_group)
+    partner = np.searchsorted(off_group, on_group) + place
+    ended = partner < np.searchsorted(off_group, on_group, side="right")
+    off_event = note_off[partner[ended]]
+    off_tick = end_tick[events.track[note_on]]
+    off_tick[ended] = tick[off_event]
+
+    pedal = np.flatnonzero((kind == _CONTROL_CHANGE) & (number == _SUSTAIN_PEDAL))
+    if len(pedal):
+        off_tick[ended] = _sustained(
+            tick,
+            note_on,
+            key,
+            off_event,
+            pedal,
+            value[pedal] >= _PEDAL_DOWN,
+        )
+    return note_on, off_tick
+
+
+def _unmatched(group: NDArray[np.int64], starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark the ends that come when nothing sounds in their group (groups lie together)."""
+    if not len(group):
+        return np.zeros(0, bool)
+    first = np.concatenate(([True], np.diff(group) != 0))
+    number = np.cumsum(first) - 1
+    change = np.where(starts, 1, -1)
+    balance = np.cumsum(change)
+    balance -= (balance - change)[first][number]
+    # Lowering each group below the one before restarts the running minimum.
+    drop = number * (2 * len(group) + 2)
+    before = np.where(first, 0, np.concatenate(([0], balance[:-1]))) - drop
+    lowest_before = np.minimum.accumulate(before)
+    unmatched: NDArray[np.bool_] = ~starts & (balance - drop < lowest_before)
+    return unmatched
+
+
+def _sustained(
+    tick: NDArray[np.int64],
+    note_on: NDArray[np.int64],
+    key: NDArray[np.int64],
+    off_event: NDArray[np.int64],
+    pedal: NDArray[np.int64],
+    is_down: NDArray[np.bool_],
+) -> NDArray[np.int64]:
+    """Move the ends of notes to where the pedal, or the next onset of the key, lets them end.
+
+    Args:
+        tick: (events,) time of every event, all tracks.
+        note_on: the events that start a note.
+        key: (events,) channel * 128 + pitch (or controller number).
+        off_event: (n,) the events that end a note.
+        pedal: the events of the sustain pedal.
+        is_down: for each of them, whether it presses the pedal.
+
+    Returns:
+        int64 (n,), the tick at which each of the n notes stops sounding.
+    """
+    # Rank: the place in one stream of all tracks, as a synthesiser receives it.
+    count = len(tick) + 1
+    rank = np.empty(len(tick), np.int64)
+    by_time = np.argsort(tick, kind="stable")
+    rank[by_time] = np.arange(len(tick))
+
+    place = (key[pedal] >> 7) * count + rank[pedal]
+    order = np.argsort(place)
+    place, is_down, pedal = place[order], is_down[order], pedal[order]
+    channel = place // count
+    was_down = np.zeros(len(place), bool)
+    was_down[1:] = is_down[:-1] & (channel[1:] == channel[:-1])
+    changes = is_down != was_down
+    place, is_down, pedal, channel = (x[changes] for x in (place, is_down, pedal, channel))
+    released = np.zeros(len(place), bool)
+    released[:-1] = channel[1:] == channel[:-1]
+    release_place = np.append(place[1:], 0)
+    release_place[~released] = (channel[~released] + 1) * count - 1
+    release_tick = np.append(tick[pedal[1:]], 0)
+    release_tick[~released] = tick.max()
+
+    off_place = (key[off_event] >> 7) * count + rank[off_event]
+    latest = np.searchsorted(place, off_place) - 1
+    held = (latest >= 0) & is_down[latest] & (release_place[latest] > off_place)
+    held &= channel[latest] == key[off_event] >> 7
+
+    on_place = np.sort(key[note_on] * count + rank[note_on])
+    next_on = np.searchsorted(on_place, key[off_event] * count + rank[off_event])
+    next_on = np.minimum(next_on, len(on_place) - 1)
+    struck_again = (on_place[next_on] // count == key[off_event]) & (
+        on_place[next_on] % count > rank[off_event]
+    )
+    next_tick = np.where(
+        struck_again, tick[by_time[on_place[next_on] % count]], np.iinfo(np.int64).max
+    )
+    return np.where(held, np.minimum(release_tick[latest], next_tick), tick[off_event])
+
+
+def _seconds(
+    tick: NDArray[np.int64],
+    tempo_tick: NDArray[np.int64],
+    tempo: NDArray[np.int64],
+    division: int,
+) -> NDArray[np.float64] | None:
+    """Turn ticks into seconds by the tempo map; None for a division that means nothing.
+
+    Sums are kept in whole numbers (ticks times microseconds) and divided once, so that times on
+    a round grid come out as the nearest float of the exact value.
+    """
+    if division & 0x8000:
+        frames, ticks_per_frame = 256 - (division >> 8), division & 0xFF
+        rates = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
+        if frames not in rates or not ticks_per_frame:
+            return None
+        return tick / (rates[frames] * ticks_per_frame)
+    if not division:
+        return None
+    order = np.argsort(tempo_tick, kind="stable")
+    change_tick = np.concatenate(([0], tempo_tick[order])).astype(np.float64)
+    change_tempo = np.concatenate(([_DEFAULT_TEMPO], tempo[order])).astype(np.float64)
+    elapsed = np.concatenate(([0.0], np.cumsum(np.diff(change_tick) * change_tempo[:-1])))
+    current = np.searchsorted(change_tick, tick, side="right") - 1
+    microseconds = elapsed[current] + (tick - change_tick[current]) * change_tempo[current]
+    seconds: NDArray[np.float64] = microseconds / (1e6 * division)
+    return seconds
