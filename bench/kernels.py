@@ -20,7 +20,21 @@ from unittest import mock
 import mlx.core as mx
 
 VIEWS = frozenset(
-    ["AsStrided", "Broadcast", "BroadcastAxes", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View"]
+    [
+        "AsStrided",
+        "Broadcast",
+        "BroadcastAxes",
+        "ExpandDims",
+        "Flatten",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "StopGradient",
+        "Transpose",
+        "Unflatten",
+        "View",
+    ]
 )
 STAND_IN = "Depends"
 

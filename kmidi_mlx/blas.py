@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import warnings
 
 CANDIDATES = ("libopenblas.so.0", "libmkl_rt.so.2", "libmkl_rt.so")
 INSTALL_HINT = "apt-get install libopenblas0-pthread"
@@ -17,10 +18,21 @@ _loaded: str | None = None
 
 
 def load_fast_blas() -> str | None:
-    """Load the first fast BLAS found and return its name; None when there is none (or on macOS)."""
+    """Load the first fast BLAS found and return its name; None when there is none (or on macOS).
+
+    Too late once `mlx.core` is imported: a RuntimeWarning says so.
+    """
     global _loaded  # noqa: PLW0603 - a library is loaded once per process
     if sys.platform != "linux" or _loaded is not None:
         return _loaded
+    if "mlx.core" in sys.modules:
+        warnings.warn(
+            "mlx was imported before kmidi_mlx and multiplies with the slow reference BLAS; "
+            "import kmidi_mlx.models first",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
     for name in CANDIDATES:
         try:
             ctypes.CDLL(name, ctypes.RTLD_GLOBAL)

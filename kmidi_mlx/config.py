@@ -46,7 +46,8 @@ class Section:
             value = getattr(self, item.name)
             choices = item.metadata.get("choices")
             if choices is not None and value not in choices:
-                raise ConfigError(item.name, f"{value!r} is not one of {', '.join(choices)}")
+                shown = repr(str(value)[:40])
+                raise ConfigError(item.name, f"{shown} is not one of {', '.join(choices)}")
             for number in value if isinstance(value, tuple) else (value,):
                 if isinstance(number, int | float) and not isinstance(number, bool):
                     _check_range(item.name, number, item.metadata)

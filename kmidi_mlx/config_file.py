@@ -11,7 +11,7 @@ import difflib
 import re
 import typing
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ __all__ = ["config_to_dict", "describe_options", "load_config", "save_config"]
 
 _LARGEST_INT = 2**63 - 1
 _LONGEST_NUMBER = 40  # characters; longer ones are mistakes, and slow to convert
+_LONGEST_TEXT = 4096  # characters; as long as a path can be
 _WANTED = {
     int: "a whole number",
     float: "a number",
@@ -94,6 +95,35 @@ def config_to_dict(config: MidiGeneratorConfig) -> dict[str, Any]:
     return plain
 
 
+def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfig:
+    """Build the run that `config_to_dict` described; options that it lacks get their default.
+
+    Args:
+        plain: `name`, then a dict per section.
+        where: what to name in an error, such as the file it came from.
+
+    Raises:
+        KmidiError: for an unknown name, section or option, or a value that cannot be used.
+    """
+    run_class = _run_class(str(plain.get("name")))
+    layout = _layout(run_class)
+    sections = {}
+    for name, values in plain.items():
+        if name == "name":
+            continue
+        if name not in layout.sections or not isinstance(values, dict):
+            raise KmidiError(f"{where}: {_unknown_section(name, layout)}")
+        for key in values:
+            if key not in layout.options[name]:
+                raise KmidiError(f"{where}: {_unknown_option(name, key, layout)}")
+        tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        try:
+            sections[name] = layout.sections[name](**values | tuples)
+        except (ConfigError, TypeError) as error:
+            raise KmidiError(f"{where}: section {name}: {error}") from error
+    return run_class(**sections)
+
+
 def save_config(config: MidiGeneratorConfig, path: Path) -> None:
     """Write every option of the run as YAML, each with its documentation, in one atomic step.
 
@@ -135,7 +165,7 @@ def describe_options(model: str) -> str:
     return "\n".join(lines[1:]) + "\n"
 
 
-def _range(metadata: typing.Mapping[str, Any]) -> str:
+def _range(metadata: Mapping[str, Any]) -> str:
     low, high, choices = metadata["low"], metadata["high"], metadata["choices"]
     if choices is not None:
         return f" ({', '.join(choices)})"
@@ -303,6 +333,8 @@ def _scalar(node: yaml.Node, wanted: type, where: str) -> int | float | bool | s
 
 
 def _printable(text: str, where: str) -> str:
+    if len(text) > _LONGEST_TEXT:
+        raise KmidiError(f"{where}: the text is longer than {_LONGEST_TEXT} characters.")
     if any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
         raise KmidiError(f"{where}: the text {shown(text)!r} has a control character in it.")
     return text

@@ -151,6 +151,8 @@ def test_what_only_looks_like_a_number_is_text(tmp_path: Path, text: str) -> Non
         ("precision: null", "expected text, found null; put it in quotes"),
         ("precision: fp17", "'fp17' is not one of fp32, fp16, bf16"),
         ('precision: "a\\0b"', "has a control character"),
+        ("precision: " + "a" * 4096, "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' is not one of"),
+        ("precision: " + "a" * 4097, "the text is longer than 4096 characters"),
     ],
 )
 def test_wrong_values_name_file_line_and_option(tmp_path: Path, line: str, expected: str) -> None:

@@ -6,7 +6,7 @@ an offset column says where each piece's begin. So 170,000 pieces are a dozen ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 __all__ = ["MOOD_SOURCES", "Columns", "Content", "PieceIndex"]
 
-#: Where a piece's valence and arousal come from, by id: the label model heard the notes, listeners
-#: rated the piece, or the manifest names a label such as "happy".
-MOOD_SOURCES = ("estimated", "rated", "named")
+#: Where a piece's valence and arousal come from, by id: the label model read the notes, listeners
+#: rated the piece, or the manifest gives a point of the steering scale or a label such as "happy".
+MOOD_SOURCES = ("estimated", "rated", "given")
 
 # Offset column -> the columns it divides.
 _RAGGED = {
@@ -46,10 +46,10 @@ class Content(Columns):
         duration_steps: int32 (n,), time of the last event.
         mood_source: uint8 (n,), index into `MOOD_SOURCES`.
         intensity: float16 (n,), intensity of the emotion in [0, 1]; NaN where none was given.
-        mood_offset: int64 (n + 1,); piece i owns the mood frames offset[i]:offset[i + 1]; frame k
-            covers the time from k to k + 1 hops, the last one all that follows.
-        valence: float16 (frames,) in [-1, 1].
-        arousal: float16 (frames,) in [-1, 1].
+        mood_offset: int64 (n + 1,); piece i owns rows offset[i]:offset[i + 1] of the next two, at
+            least one; row k is the mood of the window that begins at k hops (see dataset.json).
+        valence: float16 (rows,) in [-1, 1].
+        arousal: float16 (rows,) in [-1, 1].
         chord_offset: int64 (n + 1,).
         chord_step: int32 (changes,), when a chord comes into force, rising within a piece.
         chord: uint8 (changes,), ids of `kmidi_mlx.music.chords`; 0 ends what is known.

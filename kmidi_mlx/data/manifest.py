@@ -1,7 +1,9 @@
 """Manifests: JSON-lines files that list music, one object a line, with split and labels.
 
 A manifest is UTF-8. Known keys are checked, all others are kept as they are. Paths are absolute or
-relative to the manifest's folder (or to a `root` that the caller names).
+relative to the manifest's folder (or to a `root` that the caller names). `valence` and `arousal`
+are listeners' ratings; `"scale": "steering"` says that they are meant as what a generator is
+steered with (`kmidi_mlx.music.mood` explains both scales).
 """
 
 from __future__ import annotations
@@ -90,8 +92,15 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         path: the file to write or replace.
         rows: JSON objects.
     """
-    lines = (json.dumps(row, ensure_ascii=False, separators=(", ", ": ")) for row in rows)
-    write_bytes_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    write_bytes_atomically(path, b"".join(_line(row) for row in rows))
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        # Half a character, as in a file name that is not UTF-8: only an escape can hold it.
+        return json.dumps(row).encode() + b"\n"
 
 
 def _parse(path: Path, line: int, raw: bytes, required: tuple[str, ...]) -> dict[str, Any]:
@@ -102,9 +111,13 @@ def _parse(path: Path, line: int, raw: bytes, required: tuple[str, ...]) -> dict
         raise KmidiError(f"{place}: not UTF-8 (byte {error.start}); save the file as UTF-8.") from (
             error
         )
-    except (json.JSONDecodeError, RecursionError) as error:
-        what = f"{error.msg} at column {error.colno}" if hasattr(error, "msg") else "too deep"
-        raise KmidiError(f"{place}: not JSON: {what}; every line has to be one object.") from error
+    except RecursionError as error:
+        raise KmidiError(f"{place}: nested too deeply; every line has to be one object.") from error
+    except json.JSONDecodeError as error:
+        raise KmidiError(
+            f"{place}: not JSON: {error.msg} at column {error.colno}; "
+            "every line has to be one object."
+        ) from error
     if not isinstance(values, dict):
         raise KmidiError(f"{place}: a JSON {type(values).__name__}; it has to be an object {{…}}.")
     for key in required:
@@ -139,6 +152,10 @@ def _text(value: Any) -> str | None:
 
 def _split(value: Any) -> str | None:
     return None if value in SPLITS else f"it has to be one of {', '.join(SPLITS)}"
+
+
+def _scale(value: Any) -> str | None:
+    return None if value in ("rated", "steering") else "it has to be rated or steering"
 
 
 def _song(value: Any) -> str | None:
@@ -183,6 +200,7 @@ _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "valence": _number(-1.0, 1.0),
     "arousal": _number(-1.0, 1.0),
     "intensity": _number(0.0, 1.0),
+    "scale": _scale,
     "label": _label,
     "key": _text,
     "key_segments": _segments,

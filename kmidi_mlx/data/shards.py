@@ -31,6 +31,7 @@ __all__ = [
     "FORMAT",
     "ShardReader",
     "read_shard",
+    "rewrite_notes",
     "shard_path",
     "tokens_path",
     "write_dataset",
@@ -74,6 +75,11 @@ def write_shard(
     _write_arrays(shard_path(folder, shard), content, notes)
 
 
+def rewrite_notes(folder: Path, shard: int, content: Content, notes: Mapping[str, Any]) -> None:
+    """Replace the notes of a committed shard, atomically; the tokens stay."""
+    _write_arrays(shard_path(folder, shard), content, notes)
+
+
 def read_shard(folder: Path, shard: int) -> tuple[Content, dict[str, Any]]:
     """Read the columns and notes that `write_shard` committed.
 
@@ -104,7 +110,8 @@ class ShardReader:
         folder: the folder made by `prepare midi`.
         dataset: the object in `dataset.json`.
         pieces: the columns of all pieces.
-        mood_hop_steps: length of a mood frame in steps of 10 ms.
+        mood_hop_steps: time from one row of a mood curve to the next, in steps of 10 ms.
+        mood_window_steps: time that a row describes, in steps of 10 ms.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -123,6 +130,7 @@ class ShardReader:
                 "run the same prepare command again to finish it."
             )
         self.mood_hop_steps = int(self.dataset["mood_hop_steps"])
+        self.mood_window_steps = int(self.dataset["mood_window_steps"])
         self._maps = self._map_tokens()
 
     def __len__(self) -> int:
@@ -190,16 +198,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
 
 
 def _write_arrays(path: Path, columns: Columns, notes: Mapping[str, Any]) -> None:
-    text = np.frombuffer(json.dumps(notes, ensure_ascii=False).encode(), np.uint8)
+    arrays: dict[str, Any] = columns.arrays()
+    arrays["notes"] = np.frombuffer(json.dumps(notes).encode(), np.uint8)
     with atomic_write(path) as temporary:
-        np.savez(temporary, notes=text, **columns.arrays())
+        np.savez(temporary, **arrays)
 
 
 def _read_arrays(path: Path, kind: type[_C]) -> tuple[_C, dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            columns = kind(**{item.name: file[item.name] for item in fields(kind)})
-            notes = json.loads(file["notes"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            columns = kind(**{item.name: arrays[item.name] for item in fields(kind)})
+            notes = json.loads(arrays["notes"].tobytes())
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise KmidiError(f"{path} is damaged ({error}); prepare the data set again.") from error
     return columns, notes

@@ -20,7 +20,16 @@ __all__ = ["MIDI_SUFFIXES", "Source", "list_sources"]
 MIDI_SUFFIXES = (".mid", ".midi", ".kar", ".rmi")
 
 # Keys of a manifest that change what a piece is prepared to.
-_CONDITION_KEYS = ("valence", "arousal", "intensity", "label", "chords", "key", "key_segments")
+_CONDITION_KEYS = (
+    "valence",
+    "arousal",
+    "scale",
+    "intensity",
+    "label",
+    "chords",
+    "key",
+    "key_segments",
+)
 _VERSION_ENDING = re.compile(r"([-_ ]v\d+| \(\d+\))$", re.IGNORECASE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 from collections import deque
@@ -121,10 +122,9 @@ class _Worker(Generic[Item, Result]):
 
     def give(self, chunk: list[Item]) -> None:
         self.chunk = chunk
-        try:
+        # If it died while idle, reading from it will say so.
+        with contextlib.suppress(OSError):
             self.pipe.send(chunk)
-        except OSError:
-            pass  # it died while idle; reading from it will say so
 
     def take(self) -> Result | Exception:
         result: Result | Exception = self.pipe.recv()

@@ -46,7 +46,8 @@ class EventGenerator:
         seed: the same seed, model and calls give the same events.
         emotion: None is the unconditional model.
         chord, key: ids of `kmidi_mlx.music.chords`; 0: unknown.
-        prompt: event ids to continue from; only the last context is used.
+        prompt: event ids to continue from; the model reads the last context of them. Velocities
+            at its very end are left out: no note had them yet.
 
     Raises:
         KmidiError: when the prompt holds an id outside the vocabulary.
@@ -72,20 +73,30 @@ class EventGenerator:
         self._emotion, self._chord, self._key = emotion, chord, key
         self._sampling = sampling
         self._knobs = sampler.pack(sampling)
+        self._promised_knobs: mx.array | None = None
         self._compiled_step = mx.compile(self._step)
         self._struck: dict[int, int] = {}
-        self._after_velocity = False
         self.steps = 0
         self._state = self._absorb_prompt(prompt)
         self._fill_cache()
 
     def _absorb_prompt(self, prompt: Sequence[int] | NDArray[np.uint16]) -> mx.array:
-        table, state = grammar.tables(), grammar.initial_state()
-        for event in map(int, prompt):
+        events = [int(event) for event in prompt]
+        for index, event in enumerate(events):
             if not 0 <= event < VOCABULARY_SIZE:
-                raise KmidiError(f"the prompt holds event {event}; events are 0 to 387")
+                raise KmidiError(
+                    f"event {index} of the prompt is {event}; ids go from 0 to "
+                    f"{VOCABULARY_SIZE - 1}."
+                )
+        # the limits may forbid the note that such a velocity calls for
+        while events and events[-1] >= VELOCITY:
+            events.pop()
+        table, state = grammar.tables(), grammar.initial_state()
+        for event in events:
             state = grammar.advance(state, np.array([event]), table, np)
             self._note_read(event)
+        # a prompt cut from the middle of a piece may end notes that it never struck
+        state[grammar.SOUNDING] = len(self._struck)
         return mx.array(state)
 
     @property
@@ -129,6 +140,7 @@ class EventGenerator:
         if not len(self._noise):
             self._noise = sampler.gumbel_noise(self._rng, NOISE_BLOCK)
         noise, self._noise = self._noise[0], self._noise[1:]
+        knobs, self._promised_knobs = self._promised_knobs, None
         cache = self._cache
         cache.reserve(1)
         keys, values = cache.keys, cache.values
@@ -142,7 +154,7 @@ class EventGenerator:
             self._cross,
             self._state,
             mx.array(noise if self._sampling.temperature > 0 else 0 * noise),
-            self._knobs,
+            self._knobs if knobs is None else knobs,
         )
         cache.offset += 1
         del keys, values
@@ -165,7 +177,6 @@ class EventGenerator:
     def _note_read(self, event: int) -> None:
         """Keep the reader's own account: history, time, what sounds."""
         self._history.append(event)
-        self._after_velocity = event >= VELOCITY
         if event < NOTE_OFF:
             self._struck[event] = self.steps
         elif event < TIME_SHIFT:
@@ -191,6 +202,9 @@ class EventGenerator:
     def set_sampling(self, sampling: SamplingConfig) -> None:
         """Change how events are drawn; switching guidance on or off reads the context again."""
         rows = self._rows
+        # the new limits may leave no note for a velocity that is already drawn: keep to the old
+        if self._promised_knobs is None and self._last.item() >= VELOCITY:
+            self._promised_knobs = self._knobs
         self._sampling = sampling
         self._knobs = sampler.pack(sampling)
         if self._rows != rows:

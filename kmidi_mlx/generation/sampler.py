@@ -16,6 +16,9 @@ from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.music import grammar
 from kmidi_mlx.music.events import VOCABULARY_SIZE
 
+# beyond every score of a working model
+HUGE = 1e30
+
 
 class Knobs(NamedTuple):
     """Sampling settings as one float32 array, so that changing one recompiles nothing."""
@@ -62,7 +65,7 @@ def draw(
     knobs: Knobs,
     table: grammar.Tables,
 ) -> mx.array:
-    """Draw one allowed event.
+    """Draw one allowed event, whatever the logits: what is no number is the unlikeliest.
 
     Args:
         logits: `(rows, 388)`; two rows are the conditional and the unconditional model.
@@ -79,11 +82,10 @@ def draw(
         plain = logits[1:].astype(mx.float32)
         scores = plain + knobs.guidance_scale * (scores - plain)
     recent = state[grammar.RECENT : grammar.RECENT + 1]
-    scores = mx.where(
-        grammar.allowed(state, knobs.limits, table, mx),
-        (scores - knobs.log_penalty * recent) * knobs.inverse_temperature,
-        -mx.inf,
-    )
+    scores = (scores - knobs.log_penalty * recent) * knobs.inverse_temperature
+    # finite, so that whatever is allowed beats all that is not
+    scores = mx.where(mx.isnan(scores), -HUGE, mx.clip(scores, -HUGE, HUGE))
+    scores = mx.where(grammar.allowed(state, knobs.limits, table, mx), scores, -mx.inf)
     ranked = mx.sort(scores)
     share = mx.softmax(ranked)
     above = 1.0 - mx.cumsum(share, axis=-1)

@@ -1,5 +1,5 @@
-"""The networks in MLX. Importing this package first gives MLX a fast BLAS on Linux."""
+"""The networks in MLX."""
 
 from kmidi_mlx.blas import load_fast_blas
 
-load_fast_blas()
+load_fast_blas()  # before the modules of this package import mlx

@@ -97,16 +97,20 @@ class EmotionMIDITransformer(nn.Module):
             for index in range(config.num_layers)
         ]
         self.final_norm = nn.RMSNorm(dim, eps=config.norm_eps)
+        self.checkpoint_blocks = False  # recompute activations in training to save memory
 
     def initialise(self, seed: int) -> None:
         """Draw the weights: normal(0.02); what writes to the residual is scaled down by depth.
 
-        Scaling as in GPT-2 (Radford et al. 2019, section 2.3).
+        Biases become zero; gains and sinks keep their one and zero. Scaling as in GPT-2
+        (Radford et al. 2019, section 2.3).
         """
         residual_writes = 2 * self.config.num_layers + len(self.config.cross_attention_layers)
         key = mx.random.key(seed)
         drawn = []
         for name, value in nn.utils.tree_flatten(self.parameters()):
+            if name.endswith("bias"):
+                drawn.append((name, mx.zeros_like(value)))
             if value.ndim < 2:
                 continue
             key, own = mx.random.split(key)
@@ -157,7 +161,8 @@ class EmotionMIDITransformer(nn.Module):
         cross_mask = ((slots < 0) | (slots == chord_index[..., None]))[:, None]
         x = self.embedding(tokens)
         for block in self.blocks:
-            x = block(x, context, cross_mask)
+            run = nn.utils.checkpoint(block) if self.checkpoint_blocks else block
+            x = run(x, context, cross_mask)
         return self.logits(x)
 
     def extend(self, tokens: mx.array, cache: KVCache, cross: CrossKeysValues) -> mx.array:

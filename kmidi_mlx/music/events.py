@@ -232,29 +232,31 @@ def first_violation(ids: ArrayLike) -> str | None:
     for index, event in enumerate(np.asarray(ids).tolist()):
         if not 0 <= event < VOCABULARY_SIZE:
             return f"event {index}: {event} is outside the vocabulary of {VOCABULARY_SIZE}"
-        here = f"event {index}: {describe(event)}"
+        fault = None
         if previous >= VELOCITY and event >= NOTE_OFF:
-            return f"{here} after a VELOCITY, which only a NOTE_ON may follow"
-        if event < NOTE_OFF:
+            fault = "after a VELOCITY, which only a NOTE_ON may follow"
+        elif event < NOTE_OFF:
             if event in sounding:
-                return f"{here} while that pitch sounds"
-            if last_velocity < 0:
-                return f"{here} before any VELOCITY"
+                fault = "while that pitch sounds"
+            elif last_velocity < 0:
+                fault = "before any VELOCITY"
             sounding[event] = step
         elif event < TIME_SHIFT:
             start = sounding.pop(event - NOTE_OFF, None)
             if start is None:
-                return f"{here} of a silent pitch"
-            if start == step:
-                return f"{here} in the step of its NOTE_ON"
+                fault = "of a silent pitch"
+            elif start == step:
+                fault = "in the step of its NOTE_ON"
         elif event < VELOCITY:
             if TIME_SHIFT <= previous < full_shift:
-                return f"{here} after a TIME_SHIFT shorter than 1 s"
+                fault = "after a TIME_SHIFT shorter than 1 s"
             step += event - TIME_SHIFT + 1
         else:
             if event == last_velocity:
-                return f"{here} although that is the velocity already"
+                fault = "although that is the velocity already"
             last_velocity = event
+        if fault:
+            return f"event {index}: {describe(event)} {fault}"
         previous = event
     if sounding:
         return f"the end: pitch {min(sounding)} still sounds"

@@ -15,14 +15,15 @@ where the standard leaves a choice:
 
 from __future__ import annotations
 
+import io
 import os
-import tempfile
 from pathlib import Path
 
 import mido
 import numpy as np
 from numpy.typing import NDArray
 
+from kmidi_mlx.atomic import write_bytes_atomically
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.midi_bytes import MAX_FILE_BYTES, MidiEvents, read_events
 from kmidi_mlx.music.notes import MAX_DURATION_SECONDS, Notes, separate_repeats
@@ -33,6 +34,7 @@ _NOTE_OFF, _NOTE_ON, _CONTROL_CHANGE = 0x80, 0x90, 0xB0
 _SUSTAIN_PEDAL, _PEDAL_DOWN = 64, 64
 _DRUM_CHANNEL = 9
 _DEFAULT_TEMPO = 500_000  # microseconds a quarter note: 120 beats a minute
+_FRAME_RATES = {24: 24.0, 25: 25.0, 29: 30_000 / 1001, 30: 30.0}  # SMPTE frames a second
 _SHORTEST_SECONDS = 0.01
 _TICKS_PER_SECOND = 1000
 _SLOWEST_BPM, _FASTEST_BPM = 4.0, 1000.0
@@ -58,8 +60,9 @@ def read_midi(path: str | os.PathLike[str]) -> Notes:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise KmidiError(f"{path} cannot be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise KmidiError(f"{path} cannot be read: {reason}.") from error
     return parse_midi(data, str(path))
 
 
@@ -85,9 +88,8 @@ def parse_midi(data: bytes, name: str = "MIDI data") -> Notes:
     note_on, off_tick = _pair(events, tick, end_tick)
     on_tick = tick[note_on]
 
-    seconds = _seconds(np.concatenate((on_tick, off_tick)), tempo_tick, tempo, events.division)
-    if seconds is None:
-        raise KmidiError(f"{name} is damaged: its time division {events.division:#06x} is invalid.")
+    ticks = np.concatenate((on_tick, off_tick))
+    seconds = _seconds(ticks, tempo_tick, tempo, events.division, name)
     if len(seconds) and not seconds.max() <= MAX_DURATION_SECONDS:
         raise KmidiError(
             f"{name} lasts {seconds.max() / 3600:.0f} hours, which no piece does: "
@@ -141,29 +143,9 @@ def write_midi(notes: Notes, path: str | os.PathLike[str], *, tempo: float = 120
         track.append(mido.Message(kind, note=key, velocity=loudness, time=ticks))
     midi = mido.MidiFile(type=0, ticks_per_beat=beat_ticks)
     midi.tracks.append(track)
-    _save(midi, Path(path))
-
-
-def _save(midi: mido.MidiFile, path: Path) -> None:
-    """Write to a temporary file beside `path`, then rename it."""
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    except OSError as error:
-        raise KmidiError(f"{path} cannot be written: {error.strerror}.") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            midi.save(file=file)
-            file.flush()
-            os.fsync(descriptor)
-        # mkstemp makes files that only their owner may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise KmidiError(f"{path} cannot be written: {error.strerror}.") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    content = io.BytesIO()
+    midi.save(file=content)
+    write_bytes_atomically(Path(path), content.getvalue())
 
 
 def _pair(
@@ -257,17 +239,15 @@ def _sustained(
     was_down[1:] = is_down[:-1] & (channel[1:] == channel[:-1])
     changes = is_down != was_down
     place, is_down, pedal, channel = (x[changes] for x in (place, is_down, pedal, channel))
-    released = np.zeros(len(place), bool)
-    released[:-1] = channel[1:] == channel[:-1]
-    release_place = np.append(place[1:], 0)
-    release_place[~released] = (channel[~released] + 1) * count - 1
-    release_tick = np.append(tick[pedal[1:]], 0)
-    release_tick[~released] = tick.max()
+    if not len(place):
+        return tick[off_event]
+    # Presses and releases alternate now: what follows a press on its channel is its release.
+    is_last = np.append(channel[1:] != channel[:-1], True)
+    release_tick = np.where(is_last, tick.max(), np.append(tick[pedal[1:]], 0))
 
     off_place = (key[off_event] >> 7) * count + rank[off_event]
     latest = np.searchsorted(place, off_place) - 1
-    held = (latest >= 0) & is_down[latest] & (release_place[latest] > off_place)
-    held &= channel[latest] == key[off_event] >> 7
+    held = (latest >= 0) & is_down[latest] & (channel[latest] == key[off_event] >> 7)
 
     on_place = np.sort(key[note_on] * count + rank[note_on])
     next_on = np.searchsorted(on_place, key[off_event] * count + rank[off_event])
@@ -286,20 +266,19 @@ def _seconds(
     tempo_tick: NDArray[np.int64],
     tempo: NDArray[np.int64],
     division: int,
-) -> NDArray[np.float64] | None:
-    """Turn ticks into seconds by the tempo map; None for a division that means nothing.
+    name: str,
+) -> NDArray[np.float64]:
+    """Turn ticks into seconds by the tempo map, or by the frame rate of SMPTE time.
 
     Sums are kept in whole numbers (ticks times microseconds) and divided once, so that times on
     a round grid come out as the nearest float of the exact value.
     """
-    if division & 0x8000:
-        frames, ticks_per_frame = 256 - (division >> 8), division & 0xFF
-        rates = {24: 24.0, 25: 25.0, 29: 30000 / 1001, 30: 30.0}
-        if frames not in rates or not ticks_per_frame:
-            return None
-        return tick / (rates[frames] * ticks_per_frame)
-    if not division:
-        return None
+    frames, ticks_per_frame = 256 - (division >> 8), division & 0xFF
+    is_smpte = division >= 0x8000
+    if not division or (is_smpte and not (frames in _FRAME_RATES and ticks_per_frame)):
+        raise KmidiError(f"{name} is damaged: its time division {division:#06x} means nothing.")
+    if is_smpte:
+        return tick / (_FRAME_RATES[frames] * ticks_per_frame)
     order = np.argsort(tempo_tick, kind="stable")
     change_tick = np.concatenate(([0], tempo_tick[order])).astype(np.float64)
     change_tempo = np.concatenate(([_DEFAULT_TEMPO], tempo[order])).astype(np.float64)

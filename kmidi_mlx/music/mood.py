@@ -3,6 +3,8 @@
 The model is a ridge regression on 13 symbolic features, fitted to listeners' ratings by
 `kmidi_mlx.music.mood_fit`; its numbers are in `mood_coefficients.json`. All features follow from
 sums over notes, so a piece is cut into cells of two seconds once and any window is a sum of cells.
+How far the estimates meet the ratings is in that file too ("cross_validation"): they tell calm from
+excited well and pleasant from unpleasant fairly, the latter mostly by mode.
 
 Two scales:
 
@@ -29,6 +31,7 @@ from kmidi_mlx.music.notes import Notes
 
 __all__ = [
     "CELL_SECONDS",
+    "CHORD_GAP_SECONDS",
     "COEFFICIENTS_PATH",
     "MOOD_FEATURES",
     "STATISTICS",
@@ -38,6 +41,7 @@ __all__ = [
     "Scale",
     "cell_statistics",
     "estimate",
+    "key_correlations",
     "load_model",
     "mood",
     "mood_curve",
@@ -50,17 +54,19 @@ Scale = Literal["rated", "steering"]
 _Floats = NDArray[np.float64]
 
 CELL_SECONDS = 2.0
+#: Notes that begin less than this after the one before are one onset, a chord.
+CHORD_GAP_SECONDS = 0.03
 COEFFICIENTS_PATH = Path(__file__).with_name("mood_coefficients.json")
 #: Standardised features are clipped here, so that strange music stays within what was learnt.
 Z_LIMIT = 3.0
 #: Steering value of the 2nd (negative) and 98th percentile of POP909.
 STEERING_EDGE = 0.9
 
-#: Columns of the cell statistics, all of them sums. A note counts in the cell of its onset.
-#: seconds: length of the part of the cell before the piece's end; notes; onsets: groups of notes
-#: less than 30 ms apart; silent_seconds: time more than 1 s after the last onset; then sums over
-#: notes of pitch, of notes below C3 (48), of the natural logarithm of the length (kept within
-#: 0.03-2 s), of velocity and its square; pitch_class: length of the notes (at most 1 s each) by
+#: Columns of the cell statistics, all of them sums and none negative. A note counts in the cell of
+#: its onset. seconds: length of the part of the cell before the piece's end; notes; onsets: groups
+#: of notes less than 30 ms apart; silent_seconds: time more than 1 s after the last onset; then
+#: sums over notes of pitch, of notes below C3 (48), of ln(length / 0.03 s) with lengths kept within
+#: 0.03-2 s, of velocity and its square; pitch_class: length of the notes (at most 1 s each) by
 #: pitch class; bass_class: lowest notes of the onsets by pitch class.
 STATISTICS: tuple[str, ...] = (
     "seconds",
@@ -79,12 +85,13 @@ STATISTICS: tuple[str, ...] = (
 #: Features of a window. Cues of expression as reviewed by Gabrielsson & Lindström ("The role of
 #: structure in the musical expression of emotions", Handbook of Music and Emotion, 2010): tempo,
 #: articulation, pauses, register, mode, tonality and loudness.
-#: log_onset_rate, log_note_rate: ln(0.1 + a second); mean_log_duration: ln seconds; silence: share
-#: of the time; mean_pitch: MIDI pitch; low_share: share of notes below C3; mode: likelihood of the
-#: major keys less that of the minor ones, [-1, 1]; third, sixth: share of the major third (sixth)
-#: over the likely tonics less that of the minor one; flat_second, tritone: shares of these degrees;
-#: diatonic: share of the likely keys' scales; loudness: mean velocity less 80 (mezzo forte), times
-#: var / (var + 16) of the velocities, because one constant velocity says nothing of loudness.
+#: log_onset_rate, log_note_rate: ln(0.1 + a second); mean_log_duration: ln(length / 0.03 s);
+#: silence: share of the time; mean_pitch: MIDI pitch; low_share: share of notes below C3; mode:
+#: likelihood of the major keys less that of the minor ones, [-1, 1]; third, sixth: share of the
+#: major third (sixth) over the likely tonics less that of the minor one; flat_second, tritone:
+#: shares of these degrees; diatonic: share of the likely keys' scales; loudness: mean velocity less
+#: 80 (mezzo forte), times var / (var + 16) of the velocities, because one constant velocity says
+#: nothing of loudness.
 MOOD_FEATURES: tuple[str, ...] = (
     "log_onset_rate",
     "log_note_rate",
@@ -101,8 +108,8 @@ MOOD_FEATURES: tuple[str, ...] = (
     "loudness",
 )
 
-_CHORD_GAP_SECONDS = 0.03
 _PAUSE_SECONDS = 1.0
+_SHORTEST_SECONDS, _LONGEST_SECONDS = 0.03, 2.0
 _MEZZO_FORTE = 80.0
 _VELOCITY_NOISE = 16.0
 _BASS_WEIGHT = 0.5
@@ -181,11 +188,12 @@ def cell_statistics(notes: Notes, cell_seconds: float = CELL_SECONDS) -> _Floats
     cells = max(1, int(np.ceil(duration_seconds / cell_seconds)))
     cell = np.minimum((onset / cell_seconds).astype(np.intp), cells - 1)
     velocity = notes.velocity.astype(np.float64)
-    length = np.minimum(np.maximum(notes.offset_seconds - onset, 0.03), 2.0)
+    length = notes.offset_seconds - onset
+    length = np.minimum(np.maximum(length, _SHORTEST_SECONDS), _LONGEST_SECONDS)
 
     starts_group = np.empty(count, bool)
     starts_group[0] = True
-    np.greater_equal(onset[1:] - onset[:-1], _CHORD_GAP_SECONDS, out=starts_group[1:])
+    np.greater_equal(onset[1:] - onset[:-1], CHORD_GAP_SECONDS, out=starts_group[1:])
     first = starts_group.nonzero()[0]
     group_cell = cell[first]
     bass = np.minimum.reduceat(pitch, first)
@@ -197,7 +205,8 @@ def cell_statistics(notes: Notes, cell_seconds: float = CELL_SECONDS) -> _Floats
     out[:, 2] = np.bincount(group_cell, minlength=cells)
     out[:, 3] = _silence_in_cells(onset[first], edges)
     for column, values in enumerate(
-        (pitch, _IS_LOW[pitch], np.log(length), velocity, velocity * velocity), start=4
+        (pitch, _IS_LOW[pitch], np.log(length / _SHORTEST_SECONDS), velocity, velocity * velocity),
+        start=4,
     ):
         out[:, column] = np.bincount(cell, values, cells)
     classes = cell * 12 + _PITCH_CLASS[pitch]
@@ -231,6 +240,19 @@ def window_sums(statistics: _Floats, window_cells: int, hop_cells: int) -> _Floa
     return result
 
 
+def key_correlations(histogram: _Floats) -> _Floats:
+    """Correlate pitch-class histograms with the Krumhansl-Kessler profiles of all keys.
+
+    Args:
+        histogram: (n, 12), any scale.
+
+    Returns:
+        (n, 24) in [-1, 1]: major keys from C up, then minor keys; 0 for an even histogram.
+    """
+    result: _Floats = _standardised(histogram) @ _KEY_PROFILES
+    return result
+
+
 def mood_features(statistics: _Floats) -> _Floats:
     """Turn sums of statistics (n, 33) into features (n, 13), columns as in `MOOD_FEATURES`."""
     seconds, notes, onsets = (statistics[:, k] + _TINY for k in range(3))
@@ -239,7 +261,7 @@ def mood_features(statistics: _Floats) -> _Floats:
     histogram = histogram / (histogram.sum(axis=1, keepdims=True) + _TINY)
     bass = statistics[:, _FIRST_CLASS + 12 :] / onsets[:, None]
 
-    key_fit = _standardised(histogram + _BASS_WEIGHT * bass) @ _KEY_PROFILES
+    key_fit = key_correlations(histogram + _BASS_WEIGHT * bass)
     # A soft choice of key, so that the features move smoothly where two keys are about as likely.
     keys = np.exp(_KEY_SHARPNESS * (key_fit - 1.0))
     keys /= keys.sum(axis=1, keepdims=True)
@@ -420,7 +442,7 @@ def _silence_in_cells(onset: _Floats, edges: _Floats) -> _Floats:
     times = np.stack([begin, end], axis=1).ravel()
     upto = np.stack([total - (end - begin), total], axis=1).ravel()
     at_edges = np.interp(edges, times, upto)
-    result: _Floats = at_edges[1:] - at_edges[:-1]
+    result: _Floats = np.maximum(at_edges[1:] - at_edges[:-1], 0.0)
     return result
 
 

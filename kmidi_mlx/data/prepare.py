@@ -1,0 +1,215 @@
+"""MIDI files to a prepared data set: incremental, interruptible, on all cores.
+
+The folder always ends as a fresh run of the same command would leave it: what is already there is
+used again where the file and its labels are unchanged, and pieces whose source is no longer named
+leave the data set. Work is committed shard by shard; a run that was killed goes on from the last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kmidi_mlx.data.catalogue import Catalogue, Summary
+from kmidi_mlx.data.columns import Content
+from kmidi_mlx.data.sources import Source, list_sources
+from kmidi_mlx.data.synthetic import write_synthetic
+from kmidi_mlx.data.tokenise import Tokenised, tokenise
+from kmidi_mlx.data.worker_pool import Lost, map_chunks
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.music.mood import load_model
+
+__all__ = ["Report", "prepare_midi"]
+
+_CHUNK_FILES = 16
+# A killed run loses what came after the last commit: at most this many tokens or seconds.
+_COMMIT_TOKENS = 8 << 20
+_COMMIT_SECONDS = 10.0
+
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run of `prepare_midi` did.
+
+    Attributes:
+        complete: False if it was stopped before the end; the data set is then as before.
+        sources: MIDI files that were named.
+        prepared: sources that were read in this run, rejected ones included.
+        reused: sources that were taken from earlier runs.
+        prepared_tokens: tokens made in this run.
+        seconds: time that reading and committing took.
+        workers: processes that read.
+        worker_deaths: files whose worker died twice; they are rejected, and tried again next time.
+        summary: what the data set now is; None if not complete.
+    """
+
+    complete: bool
+    sources: int
+    prepared: int
+    reused: int
+    prepared_tokens: int
+    seconds: float
+    workers: int
+    worker_deaths: int
+    summary: Summary | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens made a second in this run; 0.0 if nothing was to be done."""
+        return self.prepared_tokens / self.seconds if self.prepared_tokens else 0.0
+
+    @property
+    def tokens_per_core_second(self) -> float:
+        """Tokens made a second and core that could work."""
+        return self.tokens_per_second / max(1, min(self.workers, os.cpu_count() or 1))
+
+
+def prepare_midi(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    root: Path | None = None,
+    synthetic: int = 0,
+    workers: int | None = None,
+    seed: int = 0,
+    val_share: float = 0.05,
+    licence: str | None = None,
+    commit_tokens: int = _COMMIT_TOKENS,
+    on_start: Callable[[int], None] = lambda files: None,
+    on_progress: OnProgress = lambda files, tokens: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Report:
+    """Turn MIDI files into a folder that `ShardReader` opens.
+
+    Args:
+        sources: folders, MIDI files and manifests (`sources.list_sources`).
+        out: the folder to make or bring up to date.
+        root: folder that relative paths in manifests start from; None for each manifest's own.
+        synthetic: number of practice pieces to write and prepare as well.
+        workers: processes; None for the number of cores.
+        seed: of the draw for `val` of files without a manifest, and of synthetic music.
+        val_share: share of songs without a manifest that go to `val`, 0 to 1.
+        licence: licence of the sources; beside those that manifests name under `licence`.
+        commit_tokens: tokens after which work is committed.
+        on_start: called with the number of files that have to be read.
+        on_progress: called with the files and tokens done since the last call.
+        stop: asked between chunks; once true, what is done is committed and the run ends.
+
+    Returns:
+        What was done.
+
+    Raises:
+        KmidiError: if nothing is named, a source is missing, a manifest is wrong, another process
+            works on the folder, no file at all can be used, or the disk refuses.
+    """
+    if synthetic < 0 or not 0.0 <= val_share <= 1.0 or (workers is not None and workers < 1):
+        raise KmidiError("synthetic has to be >= 0, val_share from 0 to 1, and workers >= 1.")
+    if not sources and not synthetic:
+        raise KmidiError("nothing to prepare: name folders, MIDI files or manifests, or synthetic.")
+    load_model()  # a broken label model is no reason to reject files one by one
+    out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
+    listed = list_sources(sources, root=root, skip=out) if sources else []
+    with _locked(out):
+        if synthetic:
+            manifest = write_synthetic(out / "synthetic", synthetic, seed=seed, val_share=val_share)
+            listed += list_sources([manifest])
+        catalogue = Catalogue(out)
+        todo = [source for source in listed if not catalogue.has(source)]
+        catalogue.save_touched()
+        on_start(len(todo))
+        count = min(workers or os.cpu_count() or 1, -(-len(todo) // _CHUNK_FILES) or 1)
+        started = time.perf_counter()
+        deaths: list[dict[str, Any]] = []
+        done = tokens = 0
+        for part, files in _commits(todo, count, commit_tokens, deaths, on_progress, stop):
+            catalogue.commit(part)
+            done += files
+            tokens += len(part.tokens)
+        seconds = time.perf_counter() - started
+        complete = done + len(deaths) == len(todo)
+        summary = None
+        if complete:
+            summary = catalogue.finish(
+                listed, deaths, seed=seed, val_share=val_share, licence=licence
+            )
+    return Report(
+        complete=complete,
+        sources=len(listed),
+        prepared=done + len(deaths),
+        reused=len(listed) - len(todo),
+        prepared_tokens=tokens,
+        seconds=seconds,
+        workers=count,
+        worker_deaths=len(deaths),
+        summary=summary,
+    )
+
+
+def _commits(
+    todo: list[Source],
+    workers: int,
+    commit_tokens: int,
+    deaths: list[dict[str, Any]],
+    on_progress: OnProgress,
+    stop: Callable[[], bool],
+) -> Iterator[tuple[Tokenised, int]]:
+    """Yield work that is worth committing, and how many sources it covers."""
+    parts: list[Tokenised] = []
+    files = tokens = 0
+    begun = time.perf_counter()
+    for result in map_chunks(tokenise, todo, workers=workers, chunk_size=_CHUNK_FILES, stop=stop):
+        if isinstance(result, Lost):
+            reason = f"the process that read it died (exit code {result.exit_code})"
+            deaths.append({"path": result.item.path, "reason": reason})
+            on_progress(1, 0)
+            continue
+        chunk, part = result
+        parts.append(part)
+        files += len(chunk)
+        tokens += len(part.tokens)
+        on_progress(len(chunk), len(part.tokens))
+        if tokens >= commit_tokens or time.perf_counter() - begun >= _COMMIT_SECONDS:
+            yield _join(parts), files
+            parts, files, tokens = [], 0, 0
+            begun = time.perf_counter()
+    if parts:
+        yield _join(parts), files
+
+
+def _join(parts: list[Tokenised]) -> Tokenised:
+    return Tokenised(
+        np.concatenate([part.tokens for part in parts]),
+        Content.join([part.content for part in parts]),
+        [note for part in parts for note in part.pieces],
+        [note for part in parts for note in part.rejected],
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other processes out of it; the lock ends with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise KmidiError(
+                f"another process is preparing {folder}; wait until it has finished."
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)

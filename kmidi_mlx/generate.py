@@ -1,0 +1,136 @@
+"""`python -m kmidi_mlx.generate`: write a MIDI file under an emotion."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from kmidi_mlx import emotion as emotions
+from kmidi_mlx.command import CommandParser, run
+from kmidi_mlx.config import ConfigError, SamplingConfig
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.music.chords import parse_chord, parse_key
+from kmidi_mlx.music.events import decode, encode
+from kmidi_mlx.music.midi_file import read_midi, write_midi
+
+DEFAULT_CHECKPOINT = Path("checkpoints/midi_generator")
+LONGEST_SECONDS = 3600.0
+
+
+def main(argv: list[str]) -> int:
+    """Parse the flags, write the piece, say what was written."""
+    args = _parser().parse_args(argv)
+    if not 0 < args.seconds <= LONGEST_SECONDS:
+        raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 3600.")
+    emotion = _emotion(args)
+    chord = parse_chord(args.chord) if args.chord else 0
+    key = parse_key(args.key) if args.key else 0
+    prompt = encode(read_midi(args.prompt)) if args.prompt else ()
+    if args.prompt and not len(prompt):
+        raise KmidiError(f"{args.prompt} has no notes to continue.")
+
+    # imported late, so that wrong flags answer before the framework loads
+    from kmidi_mlx.generation.generator import generate
+    from kmidi_mlx.models.loading import load_generator
+
+    loaded = load_generator(args.checkpoint)
+    if loaded.notice:
+        print(loaded.notice, file=sys.stderr)
+    ids = generate(
+        loaded.model,
+        _sampling(loaded.config.sampling, args),
+        args.seconds,
+        seed=args.seed,
+        emotion=emotion,
+        chord=chord,
+        key=key,
+        prompt=prompt,
+    )
+    notes = decode(ids)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    write_midi(notes, args.out)
+    result = {
+        "out": str(args.out),
+        "seconds": round(notes.duration_seconds, 2),
+        "notes": len(notes),
+        "events": len(ids),
+        "valence": emotion.valence if emotion else None,
+        "arousal": emotion.arousal if emotion else None,
+        "seed": args.seed,
+        "checkpoint": str(loaded.path),
+    }
+    if args.json:
+        print(json.dumps(result))
+    else:
+        felt = f"{emotions.nearest_label(emotion)}" if emotion else "no emotion given"
+        print(
+            f"wrote {args.out}: {result['seconds']} s, {len(notes)} notes, {felt}, seed {args.seed}"
+        )
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="kmidi generate", description="Write piano music as a MIDI file.")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="MIDI file to write"
+    )
+    parser.add_argument("--seconds", type=float, default=30.0, help="length (default: 30)")
+    parser.add_argument("--emotion", metavar="LABEL", help="happy, sad, angry, calm, ...")
+    parser.add_argument("--valence", type=float, help="-1 (unpleasant) to 1 (pleasant)")
+    parser.add_argument("--arousal", type=float, help="-1 (quiet) to 1 (excited)")
+    parser.add_argument("--intensity", type=float, help="0 to 1 (default: distance from neutral)")
+    parser.add_argument("--prompt", type=Path, metavar="FILE", help="MIDI file to continue")
+    parser.add_argument("--chord", metavar="NAME", help="chord to keep to, such as Am or C:maj7")
+    parser.add_argument("--key", metavar="NAME", help="key, such as C:maj or A:min")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same piece (default: 0)")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=DEFAULT_CHECKPOINT,
+        metavar="DIR",
+        help=f"trained model (default: {DEFAULT_CHECKPOINT})",
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    sampling = parser.add_argument_group("sampling (default: what the model was trained with)")
+    for item in dataclasses.fields(SamplingConfig):
+        sampling.add_argument(
+            "--" + item.name.replace("_", "-"),
+            type=type(item.default),
+            metavar="N",
+            help=item.metadata["doc"],
+        )
+    return parser
+
+
+def _emotion(args: argparse.Namespace) -> emotions.Emotion | None:
+    numbers = (args.valence, args.arousal)
+    if args.emotion is not None:
+        if any(number is not None for number in (*numbers, args.intensity)):
+            raise KmidiError("give either --emotion or --valence and --arousal, not both.")
+        return emotions.from_label(args.emotion)
+    if numbers == (None, None):
+        if args.intensity is not None:
+            raise KmidiError("--intensity needs --valence and --arousal.")
+        return None
+    if None in numbers:
+        raise KmidiError("--valence and --arousal go together; give both.")
+    return emotions.Emotion.of(args.valence, args.arousal, args.intensity)
+
+
+def _sampling(trained: SamplingConfig, args: argparse.Namespace) -> SamplingConfig:
+    given = {
+        item.name: getattr(args, item.name)
+        for item in dataclasses.fields(SamplingConfig)
+        if getattr(args, item.name) is not None
+    }
+    try:
+        return dataclasses.replace(trained, **given)
+    except ConfigError as error:
+        raise KmidiError(f"--{error.key.replace('_', '-')}: {error.problem}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,94 @@
+"""`python -m kmidi_mlx.train`: train a model on this machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from kmidi_mlx import checkpoint
+from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, interruptible, run
+from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig
+from kmidi_mlx.config_file import describe_options, load_config
+from kmidi_mlx.errors import KmidiError
+
+REASONS = {
+    "finished": "finished",
+    "stopped_early": "stopped early: the validation loss no longer falls",
+    "time_limit": "stopped at the time limit training.max_minutes",
+    "interrupted": "interrupted",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Parse the flags, train, print where the result is."""
+    parser = CommandParser(prog="kmidi train", description="Train a model on this machine.")
+    parser.add_argument("--model", choices=sorted(RUN_CONFIGS), default=MidiGeneratorConfig.name)
+    parser.add_argument("--data", metavar="DIR", help="prepared music (sets data.path)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the last save in --out")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--help-config", action="store_true", help="list all options and exit")
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.help_config:
+        print(describe_options(args.model))
+        return 0
+    out = args.out or Path("checkpoints") / args.model
+    files, overrides = list(args.config_files), list(args.overrides)
+    if args.data is not None:
+        overrides.append(f"data.path={json.dumps(args.data)}")
+    if args.resume:
+        if not (out / checkpoint.LAST).exists():
+            raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
+        files.insert(0, out / checkpoint.CONFIG)
+    elif (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists():
+        raise KmidiError(f"{out} already holds a run; use --resume to go on or give another --out.")
+    return _train(load_config(args.model, files, overrides), out, args.resume, args.json)
+
+
+def _train(config: MidiGeneratorConfig, out: Path, resume: bool, as_json: bool) -> int:
+    # imported late, so that --help and wrong flags answer at once
+    from kmidi_mlx.training.run import train_midi_generator
+
+    with interruptible() as interruption, checkpoint.exclusive(out):
+        outcome = train_midi_generator(config, out, resume, interruption)
+    done = outcome.progression
+    result = {
+        "reason": outcome.reason,
+        "step": done.step,
+        "tokens": int(done.tokens),
+        "seconds": round(done.seconds, 1),
+        "val_loss": done.best_loss if done.best_step >= 0 else None,
+        "best_step": done.best_step,
+        "skipped_steps": outcome.skipped_steps,
+        "peak_memory_gb": round(outcome.peak_memory_bytes / 1e9, 3),
+        "synthetic": outcome.synthetic,
+        "checkpoint": str(out / checkpoint.BEST),
+    }
+    if as_json:
+        print(json.dumps(result))
+    else:
+        _print_result(result, out)
+    return INTERRUPTED if outcome.reason == "interrupted" else 0
+
+
+def _print_result(result: dict[str, object], out: Path) -> None:
+    print(
+        f"{REASONS[str(result['reason'])]} at step {result['step']} after {result['seconds']} s "
+        f"and {result['tokens']:,} events; {result['skipped_steps']} steps skipped, "
+        f"peak memory {result['peak_memory_gb']} GB"
+    )
+    if result["val_loss"] is not None:
+        print(f"best: {result['val_loss']:.4f} nats per event at step {result['best_step']}")
+        print(f"weights: {result['checkpoint']}")
+    if result["synthetic"]:
+        print("note: trained on synthetic practice music, not on real music")
+    if result["reason"] in ("interrupted", "time_limit"):
+        print(f"go on with: kmidi train --out {out} --resume")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,212 @@
+"""One optimiser step as compiled graphs: gradients in any precision, clipped, checked, applied.
+
+Weights, averages and optimiser state stay in fp32. In fp16 the loss is scaled so that small
+gradients survive, and the scale adapts (Micikevicius et al. 2018, arXiv 1710.03740). A step whose
+gradient holds NaN or Inf changes nothing but the counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+from mlx import nn, optimizers
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
+
+from kmidi_mlx.config import OptimizerConfig, TrainingConfig
+
+DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
+FIRST_LOSS_SCALE = 2.0**12
+LARGEST_LOSS_SCALE = 2.0**16
+# good steps before the loss scale is doubled
+SCALE_GROWTH_STEPS = 500
+
+Batch = dict[str, mx.array]
+LossSum = Callable[[nn.Module, Batch], tuple[mx.array, mx.array]]
+
+
+def make_optimizer(config: OptimizerConfig) -> optimizers.MultiOptimizer:
+    """AdamW that decays matrices but not norms, biases, sinks and embeddings."""
+
+    def adamw(weight_decay: float) -> optimizers.AdamW:
+        return optimizers.AdamW(
+            learning_rate=config.learning_rate,
+            betas=[config.beta1, config.beta2],
+            eps=config.eps,
+            weight_decay=weight_decay,
+            bias_correction=True,
+        )
+
+    def decays(path: str, weight: mx.array) -> bool:
+        return weight.ndim >= 2 and "embedding" not in path
+
+    return optimizers.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [decays])
+
+
+class TrainStep:
+    """Weights, optimiser state and counters of a run, and the compiled graphs that change them.
+
+    Args:
+        model: fp32 weights; changed in place.
+        loss_sum: returns the summed loss of a micro-batch and the weight it was summed over.
+        optimizer, training: the run's settings.
+        positions: number of loss positions in a full micro-batch; keeps fp16 losses small.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_sum: LossSum,
+        optimizer: OptimizerConfig,
+        training: TrainingConfig,
+        positions: int,
+    ) -> None:
+        self.model = model
+        self._loss_sum = loss_sum
+        self._clip_norm = optimizer.clip_norm
+        self._dtype = DTYPES[training.precision]
+        self._scaled = training.precision == "fp16"
+        self._ema_decay = training.ema_decay
+        self._positions = positions
+        self.optimizer = make_optimizer(optimizer)
+        self.optimizer.init(model.trainable_parameters())
+        self.average = (
+            tree_map(lambda weight: weight + 0, model.parameters()) if self._ema_decay else {}
+        )
+        scale = FIRST_LOSS_SCALE if self._scaled else 1.0
+        self.counters = {
+            "loss_scale": mx.array(scale),
+            "good_steps": mx.array(0),
+            "bad_steps": mx.array(0),
+            "skipped_steps": mx.array(0),
+        }
+        self._compile()
+
+    def _compile(self) -> None:
+        """Compile against the arrays in use now; needed again when a resume replaced them."""
+        state = [self.model.state, self.optimizer.state, self.average, self.counters]
+        mx.eval(state)
+        self._gradients = mx.compile(
+            self._gradients_graph, inputs=[self.model.state, self.counters]
+        )
+        self._more = mx.compile(self._more_graph, inputs=[self.model.state, self.counters])
+        self._apply = mx.compile(self._apply_graph, inputs=state, outputs=state)
+
+    def run(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, mx.array]:
+        """Do one optimiser step over micro-batches and return its evaluated measures.
+
+        Returns:
+            `loss` (mean over weighted positions), `weight` (their number), `grad_norm` (before
+            clipping), `finite` (False: the step was skipped).
+        """
+        gradients, loss, weight = self._gradients(micro_batches[0])
+        for batch in micro_batches[1:]:
+            # evaluated piece by piece, or the activations of all micro-batches live at once
+            mx.eval(gradients, loss, weight)
+            gradients, loss, weight = self._more(gradients, loss, weight, batch)
+        grad_norm, finite = self._apply(gradients, loss, weight, mx.array(learning_rate))
+        measures = {
+            "loss": loss / mx.maximum(weight, 1),
+            "weight": weight,
+            "grad_norm": grad_norm,
+            "finite": finite,
+        }
+        mx.eval(measures, self.model.state, self.optimizer.state, self.average, self.counters)
+        return measures
+
+    def _gradients_graph(self, batch: Batch) -> tuple[Any, mx.array, mx.array]:
+        scale = self.counters["loss_scale"] / self._positions
+        masters = self.model.parameters()
+
+        def scaled_loss(model: nn.Module) -> tuple[mx.array, mx.array, mx.array]:
+            weights = model.parameters()
+            model.update(tree_map(lambda value: value.astype(self._dtype), weights))
+            loss, weight = self._loss_sum(model, batch)
+            model.update(weights)
+            return loss * scale, loss, weight
+
+        (_, loss, weight), gradients = nn.value_and_grad(self.model, scaled_loss)(self.model)
+        # differentiation leaves its own placeholders in the model
+        self.model.update(masters)
+        return gradients, loss, weight
+
+    def _more_graph(
+        self, gradients: Any, loss: mx.array, weight: mx.array, batch: Batch
+    ) -> tuple[Any, mx.array, mx.array]:
+        new_gradients, new_loss, new_weight = self._gradients_graph(batch)
+        return tree_map(mx.add, gradients, new_gradients), loss + new_loss, weight + new_weight
+
+    def _apply_graph(
+        self, gradients: Any, loss: mx.array, weight: mx.array, learning_rate: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        counters = self.counters
+        factor = self._positions / (counters["loss_scale"] * mx.maximum(weight, 1))
+        gradients = tree_map(lambda gradient: gradient * factor, gradients)
+        squares = [mx.sum(mx.square(gradient)) for _, gradient in tree_flatten(gradients)]
+        grad_norm = mx.sqrt(mx.sum(mx.stack(squares)))
+        finite = mx.isfinite(grad_norm) & mx.isfinite(loss)
+        clip = mx.minimum(1.0, self._clip_norm / (grad_norm + 1e-6))
+        gradients = tree_map(lambda gradient: gradient * clip, gradients)
+
+        def keep_if_bad(old: Any, new: Any) -> Any:
+            return tree_map(lambda before, after: mx.where(finite, after, before), old, new)
+
+        weights = self.model.parameters()
+        states = [tree_map(lambda value: value, part.state) for part in self.optimizer.optimizers]
+        self.optimizer.learning_rate = learning_rate
+        self.optimizer.update(self.model, gradients)
+        self.model.update(keep_if_bad(weights, self.model.parameters()))
+        for part, old in zip(self.optimizer.optimizers, states, strict=True):
+            part.state.update(keep_if_bad(old, part.state))
+        if self._ema_decay:
+            steps = self.optimizer.optimizers[0].step.astype(mx.float32)
+            # averages of a young run follow it closely
+            decay = mx.minimum(self._ema_decay, (1 + steps) / (10 + steps))
+            self.average.update(
+                tree_map(
+                    lambda mean, value: mean + (1 - decay) * (value - mean),
+                    self.average,
+                    self.model.parameters(),
+                )
+            )
+        self._count(finite)
+        return grad_norm, finite
+
+    def _count(self, finite: mx.array) -> None:
+        counters = self.counters
+        good = mx.where(finite, counters["good_steps"] + 1, 0)
+        if self._scaled:
+            scale = counters["loss_scale"]
+            grown = mx.where(good % SCALE_GROWTH_STEPS == 0, scale * 2, scale)
+            grown = mx.minimum(grown, LARGEST_LOSS_SCALE)
+            counters["loss_scale"] = mx.where(finite, grown, mx.maximum(scale / 2, 1.0))
+        counters["good_steps"] = good
+        counters["bad_steps"] = mx.where(finite, 0, counters["bad_steps"] + 1)
+        counters["skipped_steps"] = mx.where(
+            finite, counters["skipped_steps"], counters["skipped_steps"] + 1
+        )
+
+    def weights_to_use(self) -> dict[str, Any]:
+        """Averaged weights where averaging is on, else the weights."""
+        tree: dict[str, Any] = self.average or self.model.parameters()
+        return tree
+
+    def state_arrays(self) -> dict[str, mx.array]:
+        """Everything a resume needs, flat and named."""
+        trees = {
+            "weights": self.model.parameters(),
+            "average": self.average,
+            "optimizer": self.optimizer.state,
+            "counters": self.counters,
+        }
+        return dict(tree_flatten(trees))
+
+    def load_state_arrays(self, arrays: dict[str, mx.array]) -> None:
+        """Take over arrays made by `state_arrays` of an equal configuration."""
+        trees = tree_unflatten(list(arrays.items()))
+        self.model.update(trees["weights"])
+        self.average = trees.get("average", {})
+        self.optimizer.state = trees["optimizer"]
+        self.counters = trees["counters"]
+        self._compile()

@@ -1,0 +1,268 @@
+"""The training loop: steps, evaluations, early stopping, saves, true resume.
+
+A run is a pure function of its configuration and data: batches depend on the seed and the step
+alone, and a save holds everything else, so a run that is killed and resumed ends with the weights
+of a run that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlx.core as mx
+import numpy as np
+from mlx import nn
+from mlx.utils import tree_flatten
+
+from kmidi_mlx.command import Interruption
+from kmidi_mlx.config import MidiGeneratorConfig
+from kmidi_mlx.config_file import config_to_dict
+from kmidi_mlx.console import Progress
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx import checkpoint
+from kmidi_mlx.training.schedule import learning_rate
+from kmidi_mlx.training.step import Batch, TrainStep
+from kmidi_mlx.training.tracker import Tracker
+
+Numbers = dict[str, float]
+
+
+class Task(Protocol):
+    """What is trained: the model, its data, its loss and how it is judged."""
+
+    config: MidiGeneratorConfig
+    model: nn.Module
+    steps_per_epoch: int
+    positions: int
+    metadata: dict[str, Any]
+
+    def stream(self, first: int) -> AbstractContextManager[Iterator[Batch]]:
+        """Micro-batches `first`, `first + 1`, ... as a pure function of their index."""
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Summed loss of a micro-batch and the weight it was summed over."""
+
+    def evaluate(self) -> Numbers:
+        """Judge the model as it stands; `val_loss` decides what is best."""
+
+    def write_sample(self, path: Path, step: int) -> None:
+        """Write something the model makes as it stands."""
+
+
+@dataclass(frozen=True)
+class Progression:
+    """How far a run is; kept in every save."""
+
+    step: int = 0
+    tokens: float = 0.0
+    seconds: float = 0.0
+    best_loss: float = math.inf
+    best_step: int = -1
+    evaluated_step: int = 0
+    evaluations_without_progress: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `reason` is finished, stopped_early, time_limit or interrupted."""
+
+    reason: str
+    progression: Progression
+    skipped_steps: int
+    peak_memory_bytes: int
+    synthetic: bool
+
+
+class Trainer:
+    """Trains a task into a checkpoint folder.
+
+    Args:
+        task: what to train.
+        folder: checkpoint folder, held by the caller (`checkpoint.exclusive`).
+        resume: go on from `last/`; otherwise the run starts anew.
+
+    Attributes:
+        trackers: receive every report.
+        progression: how far the run is.
+        total_steps: steps of the whole run.
+
+    Raises:
+        KmidiError: when `last/` cannot be read or does not fit.
+    """
+
+    def __init__(self, task: Task, folder: Path, resume: bool) -> None:
+        self._task = task
+        self._folder = folder
+        self.trackers: list[Tracker] = []
+        self._config = task.config
+        self._step = TrainStep(
+            task.model,
+            task.loss_sum,
+            task.config.optimizer,
+            task.config.training,
+            task.positions,
+        )
+        self.progression = self._load() if resume else Progression()
+        training = task.config.training
+        self.total_steps = min(training.max_steps, training.epochs * task.steps_per_epoch)
+
+    def train(self, interruption: Interruption) -> Outcome:
+        """Run until the end, a limit, an interruption, or too many bad steps in a row.
+
+        Raises:
+            KmidiError: when `max_bad_steps` steps in a row gave NaN or Inf.
+        """
+        training = self._config.training
+        started = time.monotonic() - self.progression.seconds
+        reason = "finished"
+        first = self.progression.step * training.grad_accum_steps
+        with (
+            Progress(self.total_steps, "train", "steps", initial=self.progression.step) as progress,
+            self._task.stream(first) as batches,
+        ):
+            while self.progression.step < self.total_steps:
+                stopping = self._reason_to_stop(interruption, started)
+                if stopping:
+                    reason = stopping
+                    break
+                self._one_step(batches, progress, started)
+        if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
+            self._evaluate(None)
+        self._save()
+        return Outcome(
+            reason,
+            self.progression,
+            int(self._step.counters["skipped_steps"].item()),
+            mx.get_peak_memory(),
+            bool(self._task.metadata.get("synthetic", False)),
+        )
+
+    def _reason_to_stop(self, interruption: Interruption, started: float) -> str | None:
+        training = self._config.training
+        if interruption.requested:
+            return "interrupted"
+        if training.max_minutes and time.monotonic() - started > 60 * training.max_minutes:
+            return "time_limit"
+        waited = self.progression.evaluations_without_progress
+        if training.patience and waited >= training.patience:
+            return "stopped_early"
+        return None
+
+    def _one_step(self, batches: Iterator[Batch], progress: Progress, started: float) -> None:
+        training = self._config.training
+        done = self.progression
+        rate = learning_rate(done.step, self.total_steps, self._config.optimizer)
+        micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
+        before = time.monotonic()
+        measures = {
+            name: value.item() for name, value in self._step.run(micro_batches, rate).items()
+        }
+        seconds = time.monotonic() - before
+        bad = int(self._step.counters["bad_steps"].item())
+        if bad >= training.max_bad_steps:
+            raise KmidiError(
+                f"{bad} steps in a row gave NaN or Inf, the last at step {done.step}; the saved "
+                f"weights in {self._folder} are from before: go on with --resume and a lower "
+                "optimizer.learning_rate."
+            )
+        self.progression = replace(
+            done,
+            step=done.step + 1,
+            tokens=done.tokens + measures["weight"],
+            seconds=time.monotonic() - started,
+        )
+        tokens_per_second = measures["weight"] / seconds
+        peak_gb = mx.get_peak_memory() / 1e9
+        progress.advance(
+            1, loss=measures["loss"], tokens_per_second=tokens_per_second, peak_gb=peak_gb
+        )
+        step = self.progression.step
+        if step % training.log_every == 0:
+            self._report(
+                {
+                    "loss": measures["loss"],
+                    "learning_rate": rate,
+                    "grad_norm": measures["grad_norm"],
+                    "skipped_steps": int(self._step.counters["skipped_steps"].item()),
+                    "tokens": self.progression.tokens,
+                    "tokens_per_second": tokens_per_second,
+                    "peak_memory_gb": peak_gb,
+                }
+            )
+        if step % training.eval_every == 0:
+            self._evaluate(progress)
+        if step % training.save_every == 0:
+            self._save()
+
+    def _report(self, values: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log(self.progression.step, values)
+
+    def _evaluate(self, progress: Progress | None) -> None:
+        """Judge the weights to use, keep them if they are the best so far, write a sample."""
+        model, step = self._task.model, self.progression.step
+        trained = model.parameters()
+        model.update(self._step.weights_to_use())
+        measures = self._task.evaluate()
+        better = measures["val_loss"] < self.progression.best_loss
+        if better:
+            self._save_best(measures["val_loss"])
+        if self._config.training.sample_seconds > 0:
+            self._task.write_sample(
+                self._folder / checkpoint.SAMPLES / f"step-{step:06d}.mid", step
+            )
+        model.update(trained)
+        waited = self.progression.evaluations_without_progress
+        self.progression = replace(
+            self.progression,
+            best_loss=measures["val_loss"] if better else self.progression.best_loss,
+            best_step=step if better else self.progression.best_step,
+            evaluated_step=step,
+            evaluations_without_progress=0 if better else waited + 1,
+        )
+        self._report(measures)
+        if progress is not None:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+            progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
+
+    def _save_best(self, metric: float) -> None:
+        weights = tree_flatten(self._step.weights_to_use())
+        checkpoint.save_arrays(
+            self._folder / checkpoint.BEST,
+            {name: np.asarray(array) for name, array in weights},
+            {
+                "model": self._config.name,
+                "config": config_to_dict(self._config),
+                "step": self.progression.step,
+                "metric": metric,
+                "commit": checkpoint.git_commit(),
+                **self._task.metadata,
+            },
+        )
+
+    def _save(self) -> None:
+        """Write everything a resume needs, in one file that is replaced at once."""
+        checkpoint.save_arrays(
+            self._folder / checkpoint.LAST,
+            {name: np.asarray(array) for name, array in self._step.state_arrays().items()},
+            {
+                "model": self._config.name,
+                "progression": asdict(self.progression),
+                "config": config_to_dict(self._config),
+                **self._task.metadata,
+            },
+        )
+
+    def _load(self) -> Progression:
+        path = self._folder / checkpoint.LAST
+        arrays, metadata = checkpoint.load_arrays(path)
+        expected = {name: array.shape for name, array in self._step.state_arrays().items()}
+        checkpoint.check_names(path, arrays, expected)
+        self._step.load_state_arrays({name: mx.array(array) for name, array in arrays.items()})
+        return Progression(**metadata["progression"])
