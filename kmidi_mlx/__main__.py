@@ -14,6 +14,7 @@ from kmidi_mlx.errors import KmidiError
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
+    "hello": "the whole way once, small: prepare, train a minute, write a piece",
     "prepare": "turn MIDI files into a data set",
     "train": "train a model on a data set",
     "generate": "write piano music for an emotion",

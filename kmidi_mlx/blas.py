@@ -43,6 +43,11 @@ def load_fast_blas() -> str | None:
     return _loaded
 
 
+def fast_blas_missing() -> bool:
+    """Whether MLX will multiply with the slow reference BLAS here."""
+    return sys.platform == "linux" and load_fast_blas() is None
+
+
 def blas_name() -> str:
     """Say which BLAS MLX multiplies with, for benchmark lines."""
     if sys.platform == "darwin":

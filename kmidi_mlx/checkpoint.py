@@ -56,8 +56,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[s
         raise KmidiError(f"cannot make the folder {path.parent}: {error.strerror}.") from error
     text = {name: json.dumps(value) for name, value in metadata.items()}
     text["format_version"] = json.dumps(FORMAT_VERSION)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes_atomically(path, safetensors.numpy.save(contiguous, metadata=text))
+    ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_bytes_atomically(path, safetensors.numpy.save(ordered, metadata=text))
 
 
 def load_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:

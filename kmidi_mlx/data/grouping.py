@@ -87,4 +87,5 @@ def assign_splits(
 
 
 def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    data = text.encode(errors="surrogatepass")  # file names need not be UTF-8
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")

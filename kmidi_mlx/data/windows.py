@@ -12,6 +12,7 @@ from kmidi_mlx.music.augment import scale_velocity, time_stretch, transpose
 from kmidi_mlx.music.chords import CHORD_COUNT, KEY_COUNT, transpose_chord, transpose_key
 from kmidi_mlx.music.events import (
     MAX_SHIFT_STEPS,
+    NOTE_OFF,
     TIME_SHIFT,
     VELOCITY,
     VOCABULARY_SIZE,
@@ -117,7 +118,7 @@ class WindowCutter:
                 return self.cut(piece, position)  # silence: there is nothing to change
             origin = int(_SHIFT_STEPS[tokens[:low]].sum())
             before = _steps_before(events)
-            begin = min(first - low, max(0, len(events) - wanted))
+            begin = min(_same_place(tokens[low:first], events), max(0, len(events) - wanted))
             events, before = events[begin : begin + wanted], before[begin : begin + wanted]
             stretch = change.stretch
         chords, key = self._harmony(piece, before, origin, stretch, semitones)
@@ -182,6 +183,18 @@ class WindowCutter:
         valence = reader.pieces.valence[rows].astype(np.float64).mean()
         arousal = reader.pieces.arousal[rows].astype(np.float64).mean()
         return float(valence), float(arousal)
+
+
+def _same_place(passed: NDArray[np.uint16], events: NDArray[np.uint16]) -> int:
+    """Return where in changed events the music stands that follows the events `passed`.
+
+    Notes are counted: changes add and remove velocities and shifts, but hardly ever a note.
+    """
+    starts = np.flatnonzero(passed < NOTE_OFF)
+    changed = np.flatnonzero(events < NOTE_OFF)
+    if not 0 < len(starts) <= len(changed):
+        return len(passed)
+    return int(changed[len(starts) - 1]) + len(passed) - int(starts[-1])
 
 
 def _steps_before(events: NDArray[np.uint16]) -> NDArray[np.int64]:

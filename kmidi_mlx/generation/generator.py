@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +31,21 @@ from kmidi_mlx.music.events import (
 
 NOISE_BLOCK = 64
 PREFILL_CHUNK = 256
+
+
+def _compiled_step(model: EmotionMIDITransformer, table: grammar.Tables) -> Callable[..., Any]:
+    """Model, grammar and draw as one compiled graph.
+
+    It must not hold the generator: in a cycle the ring would outlive its reader.
+    """
+
+    def step(last, place, keys, values, cross, state, noise, knobs):  # type: ignore[no-untyped-def]
+        tokens = mx.broadcast_to(last[:, None], (keys[0].shape[0], 1))
+        logits, keys, values = model.step(tokens, place, keys, values, cross)
+        event = sampler.draw(logits, noise, state, sampler.unpack(knobs), table)
+        return event, keys, values, grammar.advance(state, event, table, mx)
+
+    return mx.compile(step)
 
 
 class EventGenerator:
@@ -65,7 +81,8 @@ class EventGenerator:
     ) -> None:
         self._model = model
         self._dtype = model.embedding.weight.dtype
-        self._table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
+        table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
+        mx.eval(*table)
         self._rng = np.random.default_rng(seed)
         self._noise = np.empty((0, VOCABULARY_SIZE), np.float32)
         self._history: deque[int] = deque([START_TOKEN], maxlen=model.config.context_length)
@@ -74,7 +91,7 @@ class EventGenerator:
         self._sampling = sampling
         self._knobs = sampler.pack(sampling)
         self._promised_knobs: mx.array | None = None
-        self._compiled_step = mx.compile(self._step)
+        self._compiled_step = _compiled_step(model, table)
         self._struck: dict[int, int] = {}
         self.steps = 0
         self._state = self._absorb_prompt(prompt)
@@ -127,13 +144,6 @@ class EventGenerator:
             )
         )
         mx.eval(self._cross)
-
-    def _step(self, last, place, keys, values, cross, state, noise, knobs):  # type: ignore[no-untyped-def]
-        """Model, grammar and draw as one compiled graph."""
-        tokens = mx.broadcast_to(last[:, None], (cross[0][0].shape[0], 1))
-        logits, keys, values = self._model.step(tokens, place, keys, values, cross)
-        event = sampler.draw(logits, noise, state, sampler.unpack(knobs), self._table)
-        return event, keys, values, grammar.advance(state, event, self._table, mx)
 
     def _queue_step(self) -> mx.array:
         """Start computing the next event and return it, not yet evaluated."""

@@ -163,13 +163,12 @@ class TrainStep:
             steps = self.optimizer.optimizers[0].step.astype(mx.float32)
             # averages of a young run follow it closely
             decay = mx.minimum(self._ema_decay, (1 + steps) / (10 + steps))
-            self.average.update(
-                tree_map(
-                    lambda mean, value: mean + (1 - decay) * (value - mean),
-                    self.average,
-                    self.model.parameters(),
-                )
+            moved = tree_map(
+                lambda mean, value: mean + (1 - decay) * (value - mean),
+                self.average,
+                self.model.parameters(),
             )
+            self.average.update(keep_if_bad(self.average, moved))
         self._count(finite)
         return grad_norm, finite
 

@@ -55,7 +55,7 @@ def test_workers_that_only_die_are_an_error_and_no_endless_loop() -> None:
 
 
 def test_a_bug_in_the_function_is_raised_here() -> None:
-    with pytest.raises(ZeroDivisionError, match=r"cannot \[0, 1\]"):
+    with pytest.raises(ZeroDivisionError, match="cannot"):
         list(map_chunks(fail, range(4), workers=2, chunk_size=2, stop=never))
 
 

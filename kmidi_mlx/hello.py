@@ -1,0 +1,101 @@
+"""`python -m kmidi_mlx.hello`: the whole way once, small: real MIDI in, a trained model, music out.
+
+It prepares the twelve pieces that come with kmidi, trains a small model for about a minute, and
+writes a piece. Run again, it uses what is there already.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from kmidi_mlx import checkpoint
+from kmidi_mlx.blas import INSTALL_HINT, fast_blas_missing
+from kmidi_mlx.command import INTERRUPTED, CommandParser, Interruption, interruptible, run
+from kmidi_mlx.config_file import load_config
+from kmidi_mlx.data.prepare import prepare_midi
+from kmidi_mlx.emotion import from_label
+from kmidi_mlx.music.events import decode, first_violation
+from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.music.pianoroll import text_roll
+
+EMOTION = "happy"
+SECONDS = 20.0
+
+
+def main(argv: list[str]) -> int:
+    """Prepare, train, write, and say what was done and what to do next."""
+    parser = CommandParser(prog="kmidi hello", description=(__doc__ or "").partition("\n\n")[2])
+    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR")
+    args = parser.parse_args(argv)
+    if fast_blas_missing():
+        print(f"hint: `{INSTALL_HINT}` makes this about ten times faster here", file=sys.stderr)
+    work, piece = args.out / "hello", args.out / "hello.mid"
+    with interruptible() as interruption:
+        lines = _train(work, interruption)
+        if interruption.requested:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+            return INTERRUPTED
+    print("\n".join([*lines, *_write(work / "model", piece), *_next(work, piece)]))
+    return 0
+
+
+def _train(work: Path, interruption: Interruption) -> list[str]:
+    from kmidi_mlx.training.run import train_midi_generator
+
+    assets = files("kmidi_mlx") / "assets"
+    data, model = work / "data", work / "model"
+    with as_file(assets) as folder:
+        print("preparing twelve pop songs for piano (POP909, MIT)", file=sys.stderr)
+        report = prepare_midi([folder / "pop909" / "manifest.jsonl"], data, licence="MIT")
+        config = load_config(
+            "midi_generator", [folder / "hello.yaml"], [f"data.path={str(data)!r}"]
+        )
+    resume = (model / checkpoint.LAST).exists()
+    print("training a small model for about a minute", file=sys.stderr)
+    with checkpoint.exclusive(model):
+        outcome = train_midi_generator(config, model, resume, interruption)
+    done, summary = outcome.progression, report.summary
+    sides = summary.splits.values() if summary else ()
+    pieces, tokens = sum(side.pieces for side in sides), sum(side.tokens for side in sides)
+    return [
+        f"prepared  {pieces} pieces, {tokens:,} events: {data}",
+        f"trained   {done.step} steps, {int(done.tokens):,} events, {done.seconds:.0f} s; "
+        f"held-out pieces: {done.best_loss:.2f} nats per event (5.96: knows nothing): {model}",
+    ]
+
+
+def _write(model: Path, piece: Path) -> list[str]:
+    from kmidi_mlx.generation.generator import generate
+    from kmidi_mlx.models.loading import load_generator
+
+    loaded = load_generator(model)
+    ids = generate(
+        loaded.model, loaded.config.sampling, SECONDS, seed=1, emotion=from_label(EMOTION)
+    )
+    notes = decode(ids)
+    write_midi(notes, piece)
+    law = first_violation(ids) or "valid, every note ends"
+    return [
+        f"wrote     {SECONDS:.0f} s, {len(notes)} notes, asked to be {EMOTION}; {law}: {piece}",
+        "",
+        text_roll(notes, seconds=SECONDS),
+        "",
+    ]
+
+
+def _next(work: Path, piece: Path) -> list[str]:
+    return [
+        "A minute of training knows notes and rhythms, not yet music. What next:",
+        f"  listen            open {piece}",
+        f"  another feeling   kmidi generate --checkpoint {work / 'model'} --emotion sad "
+        f"--out {piece.parent / 'sad.mid'}",
+        "  your own music    kmidi prepare midi FOLDER --out data/midi",
+        "  the real model    kmidi train --config configs/midi_generator.yaml --data data/midi",
+        f"  start over        remove {work}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
