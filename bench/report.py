@@ -26,7 +26,7 @@ from kmidi_mlx.blas import blas_name
 Row = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("mlx", "mlx-lm", "numpy", "symusic", "mido", "torch")
+PACKAGES = ("mlx", "mlx-lm", "numpy", "mido", "torch")
 
 
 @cache

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from kmidi_mlx.errors import KmidiError
 
-__all__ = ["atomic_write", "write_bytes_atomically"]
+__all__ = ["atomic_write", "remove_leftovers", "write_bytes_atomically"]
+
+_PREFIX = ".tmp-"
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
             there but is a folder, a device or a pipe.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".tmp-{secrets.token_hex(6)}{target.suffix}")
+    temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(6)}{target.suffix}")
     try:
         _require_replaceable(path, target)
         yield temporary
@@ -51,6 +53,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder.
+
+    Args:
+        folder: a folder that nobody is writing to; nothing happens where there is none.
+    """
+    for leftover in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

@@ -26,7 +26,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import kmidi_mlx
-from kmidi_mlx.atomic import write_bytes_atomically
+from kmidi_mlx.atomic import remove_leftovers, write_bytes_atomically
 from kmidi_mlx.errors import KmidiError
 
 FORMAT_VERSION = 1
@@ -56,6 +56,7 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[s
         raise KmidiError(f"cannot make the folder {path.parent}: {error.strerror}.") from error
     text = {name: json.dumps(value) for name, value in metadata.items()}
     text["format_version"] = json.dumps(FORMAT_VERSION)
+    # not ascontiguousarray, which gives a scalar a dimension
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     write_bytes_atomically(path, safetensors.numpy.save(ordered, metadata=text))
 
@@ -72,7 +73,8 @@ def load_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
             text = file.metadata() or {}
     except FileNotFoundError:
         raise KmidiError(f"no such checkpoint: {path}.") from None
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError, TypeError) as error:
+        # TypeError: a number type that numpy lacks, such as bfloat16, which kmidi never writes
         raise KmidiError(f"{path} is not a readable safetensors file: {error}.") from error
     metadata = read_metadata(text, path)
     return arrays, metadata
@@ -127,6 +129,8 @@ def check_names(
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a checkpoint folder, so that two runs never write into one.
 
+    What a killed run left half written is removed.
+
     Raises:
         KmidiError: when another process holds it, or the folder cannot be made.
     """
@@ -138,24 +142,33 @@ def exclusive(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise KmidiError(
                 f"another run is training into {folder}; give another --out."
             ) from None
+        except OSError as error:
+            raise KmidiError(f"cannot lock {folder}: {error.strerror}.") from error
+        for part in (folder, (folder / LAST).parent, folder / SAMPLES):
+            remove_leftovers(part)
         yield
 
 
 def git_commit() -> str:
     """Commit of the source tree kmidi runs from, or the version where there is none."""
+    source = Path(kmidi_mlx.__file__).parents[1]
+    version = f"v{kmidi_mlx.__version__}"
+    # an installed package may lie inside the repository of another project
+    if not (source / ".git").exists():
+        return version
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(kmidi_mlx.__file__).parent,
+            cwd=source,
             capture_output=True,
             text=True,
             timeout=10,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return f"v{kmidi_mlx.__version__}"
+        return version
     return done.stdout.strip()

@@ -24,7 +24,13 @@ from kmidi_mlx.config import RUN_CONFIGS, ConfigError, MidiGeneratorConfig, Sect
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.strict_yaml import Source, shown
 
-__all__ = ["config_to_dict", "describe_options", "load_config", "save_config"]
+__all__ = [
+    "config_from_dict",
+    "config_to_dict",
+    "describe_options",
+    "load_config",
+    "save_config",
+]
 
 _LARGEST_INT = 2**63 - 1
 _LONGEST_NUMBER = 40  # characters; longer ones are mistakes, and slow to convert
@@ -105,7 +111,10 @@ def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfi
     Raises:
         KmidiError: for an unknown name, section or option, or a value that cannot be used.
     """
-    run_class = _run_class(str(plain.get("name")))
+    try:
+        run_class = _run_class(str(plain.get("name")))
+    except KmidiError as error:
+        raise KmidiError(f"{where}: {error}") from error
     layout = _layout(run_class)
     sections = {}
     for name, values in plain.items():
@@ -116,12 +125,27 @@ def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfi
         for key in values:
             if key not in layout.options[name]:
                 raise KmidiError(f"{where}: {_unknown_option(name, key, layout)}")
-        tuples = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        typed = {}
+        for key, value in values.items():
+            wanted = layout.options[name][key]
+            if not _fits(value, wanted):
+                raise KmidiError(f"{where}: {name}.{key}: expected {_WANTED[wanted]}.")
+            typed[key] = tuple(value) if isinstance(value, list) else wanted(value)
         try:
-            sections[name] = layout.sections[name](**values | tuples)
-        except (ConfigError, TypeError) as error:
-            raise KmidiError(f"{where}: section {name}: {error}") from error
-    return run_class(**sections)
+            sections[name] = layout.sections[name](**typed)
+        except ConfigError as error:
+            raise KmidiError(f"{where}: {name}.{error.key}: {error.problem}.") from error
+    try:
+        return run_class(**sections)
+    except ConfigError as error:
+        raise KmidiError(f"{where}: {error.key}: {error.problem}.") from error
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    if wanted == tuple[int, ...]:
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    # True and False are whole numbers to isinstance; a whole float was written as an int by some
+    return type(value) is wanted or (wanted is float and type(value) is int)
 
 
 def save_config(config: MidiGeneratorConfig, path: Path) -> None:

@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if not 0 < args.seconds <= LONGEST_SECONDS:
         raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 3600.")
+    if args.seed < 0:
+        raise KmidiError(f"--seed {args.seed}: give 0 or more.")
     emotion = _emotion(args)
     chord = parse_chord(args.chord) if args.chord else 0
     key = parse_key(args.key) if args.key else 0

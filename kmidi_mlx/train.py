@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the last save in --out")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     if args.data is not None:
         overrides.append(f"data.path={json.dumps(args.data)}")
     if args.resume:
-        if not (out / checkpoint.LAST).exists():
+        if not (out / checkpoint.CONFIG).exists():
             raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
         files.insert(0, out / checkpoint.CONFIG)
     elif (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists():
@@ -87,7 +87,8 @@ def _print_result(result: dict[str, object], out: Path) -> None:
     if result["synthetic"]:
         print("note: trained on synthetic practice music, not on real music")
     if result["reason"] in ("interrupted", "time_limit"):
-        print(f"go on with: kmidi train --out {out} --resume")
+        limit = " --set training.max_minutes=0" if result["reason"] == "time_limit" else ""
+        print(f"go on with: kmidi train --out {out} --resume{limit}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,13 +73,13 @@ class Content(Columns):
     key: NDArray[np.uint8]
 
     @classmethod
-    def empty(cls) -> Content:
+    def empty(cls) -> Self:
         """Return the columns of no pieces."""
         dtypes = {item.name: _dtype(str(item.type)) for item in fields(cls)}
         return cls(**{n: np.zeros(1 if n in _RAGGED else 0, d) for n, d in dtypes.items()})
 
     @classmethod
-    def join(cls, parts: Sequence[Content]) -> Content:
+    def join(cls, parts: Sequence[Self]) -> Self:
         """Put the pieces of several column sets one after another."""
         if not parts:
             return cls.empty()
@@ -92,7 +92,7 @@ class Content(Columns):
                 joined[item.name] = np.concatenate(columns)
         return cls(**joined)
 
-    def pick(self, order: NDArray[np.int64]) -> Content:
+    def pick(self, order: NDArray[np.int64]) -> Self:
         """Return the pieces `order` (m,) of these, in that order."""
         picked: dict[str, NDArray[Any]] = {}
         for item in fields(self):
@@ -105,7 +105,7 @@ class Content(Columns):
             taken = np.repeat(old[order] - new[:-1], counts) + np.arange(new[-1])
             picked[name] = new
             picked.update({value: getattr(self, value)[taken] for value in values})
-        return Content(**picked)
+        return type(self)(**picked)
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ __all__ = ["Report", "prepare_midi"]
 _CHUNK_FILES = 16
 # A killed run loses what came after the last commit: at most this many tokens or seconds.
 _COMMIT_TOKENS = 8 << 20
-_COMMIT_SECONDS = 10.0
+_COMMIT_SECONDS = 5.0
 
 OnProgress = Callable[[int, int], None]
 

@@ -42,6 +42,15 @@ def logits_of(model: nn.Module, batch: Batch) -> mx.array:
     return model(batch["inputs"], conditions, batch["chord_index"])
 
 
+def cross_entropy_of(
+    model: nn.Module, batch: Batch, label_smoothing: float
+) -> tuple[mx.array, mx.array]:
+    """Summed cross-entropy of a batch in nats, and the number of events that count."""
+    weights = batch["weights"]
+    loss = cross_entropy_sum(logits_of(model, batch), batch["targets"], weights, label_smoothing)
+    return loss, mx.sum(weights)
+
+
 class MidiTask:
     """The MIDI generator as something `Trainer` can train.
 
@@ -72,7 +81,7 @@ class MidiTask:
         self.positions = training.batch_size * config.data.sequence_length
         self.metadata = dataset_metadata(reader)
         self._held_out_loss = mx.compile(
-            lambda batch: self._loss(self.model, batch, 0.0), inputs=[self.model.state]
+            lambda batch: cross_entropy_of(self.model, batch, 0.0), inputs=[self.model.state]
         )
 
     @contextmanager
@@ -83,12 +92,7 @@ class MidiTask:
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
         """Summed cross-entropy in nats and number of events."""
-        return self._loss(model, batch, self.config.training.label_smoothing)
-
-    def _loss(self, model: nn.Module, batch: Batch, smoothing: float) -> tuple[mx.array, mx.array]:
-        weights = batch["weights"]
-        loss = cross_entropy_sum(logits_of(model, batch), batch["targets"], weights, smoothing)
-        return loss, mx.sum(weights)
+        return cross_entropy_of(model, batch, self.config.training.label_smoothing)
 
     def evaluate(self) -> Numbers:
         """Nats per event on held-out windows."""

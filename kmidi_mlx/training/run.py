@@ -24,7 +24,7 @@ def train_midi_generator(
     Args:
         config: the run; saved beside the weights.
         folder: checkpoint folder.
-        resume: go on from its last save.
+        resume: go on from its last save, or from the start when it was cut short before the first.
         interruption: asks the run to stop at the next step.
 
     Raises:
@@ -33,6 +33,7 @@ def train_midi_generator(
     if config.training.memory_gb > 0:
         mx.set_memory_limit(int(config.training.memory_gb * 1e9))
     task = MidiTask(config, ShardReader(config.data.path))
+    resume = resume and (folder / checkpoint.LAST).exists()
     trainer = Trainer(task, folder, resume)
     save_config(config, folder / checkpoint.CONFIG)
     resume_step = trainer.progression.step if resume else None

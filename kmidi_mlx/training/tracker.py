@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,21 +33,31 @@ class JsonLinesTracker:
     def __init__(self, path: Path, resume_step: int | None = None) -> None:
         kept: list[str] = []
         if resume_step is not None and path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    step = json.loads(line)["step"]
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # a line cut short by a crash
-                if step <= resume_step:
-                    kept.append(line)
         write_bytes_atomically(path, "".join(f"{line}\n" for line in kept).encode())
         self._path = path
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line; numbers that JSON cannot hold become null."""
+        """Append one line, whole or not at all; numbers that JSON cannot hold become null.
+
+        Raises:
+            OSError: when the system refuses, for example because the disk is full.
+        """
         clean = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **clean}) + "\n")
+        line = (json.dumps({"step": step, **clean}) + "\n").encode()
+        with self._path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(before)
+                raise

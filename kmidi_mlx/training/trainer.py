@@ -20,12 +20,12 @@ import numpy as np
 from mlx import nn
 from mlx.utils import tree_flatten
 
+from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import MidiGeneratorConfig
 from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx import checkpoint
 from kmidi_mlx.training.schedule import learning_rate
 from kmidi_mlx.training.step import Batch, TrainStep
 from kmidi_mlx.training.tracker import Tracker
@@ -100,6 +100,7 @@ class Trainer:
         self._task = task
         self._folder = folder
         self.trackers: list[Tracker] = []
+        self._complained: list[Tracker] = []
         self._config = task.config
         self._step = TrainStep(
             task.model,
@@ -122,19 +123,18 @@ class Trainer:
         started = time.monotonic() - self.progression.seconds
         reason = "finished"
         first = self.progression.step * training.grad_accum_steps
-        with (
-            Progress(self.total_steps, "train", "steps", initial=self.progression.step) as progress,
-            self._task.stream(first) as batches,
-        ):
-            while self.progression.step < self.total_steps:
-                stopping = self._reason_to_stop(interruption, started)
-                if stopping:
-                    reason = stopping
-                    break
-                self._one_step(batches, progress, started)
-        if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
-            self._evaluate(None)
-        self._save()
+        done = self.progression.step
+        with Progress(self.total_steps, "train", "steps", initial=done) as progress:
+            with self._task.stream(first) as batches:
+                while self.progression.step < self.total_steps:
+                    stopping = self._reason_to_stop(interruption, started)
+                    if stopping:
+                        reason = stopping
+                        break
+                    self._one_step(batches, progress, started)
+            if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
+                self._evaluate(progress)
+            self._save()
         return Outcome(
             reason,
             self.progression,
@@ -158,18 +158,23 @@ class Trainer:
         training = self._config.training
         done = self.progression
         rate = learning_rate(done.step, self.total_steps, self._config.optimizer)
-        micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
         before = time.monotonic()
+        micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
         measures = {
             name: value.item() for name, value in self._step.run(micro_batches, rate).items()
         }
         seconds = time.monotonic() - before
         bad = int(self._step.counters["bad_steps"].item())
         if bad >= training.max_bad_steps:
+            saved = (self._folder / checkpoint.LAST).exists()
+            advice = (
+                f"the save in {self._folder} is from before: go on from it with --resume"
+                if saved
+                else "nothing was saved yet: start again"
+            )
             raise KmidiError(
-                f"{bad} steps in a row gave NaN or Inf, the last at step {done.step}; the saved "
-                f"weights in {self._folder} are from before: go on with --resume and a lower "
-                "optimizer.learning_rate."
+                f"{bad} steps in a row gave NaN or Inf, the last at step {done.step}; {advice} "
+                "and a lower optimizer.learning_rate."
             )
         self.progression = replace(
             done,
@@ -185,6 +190,7 @@ class Trainer:
         step = self.progression.step
         if step % training.log_every == 0:
             self._report(
+                progress,
                 {
                     "loss": measures["loss"],
                     "learning_rate": rate,
@@ -193,18 +199,26 @@ class Trainer:
                     "tokens": self.progression.tokens,
                     "tokens_per_second": tokens_per_second,
                     "peak_memory_gb": peak_gb,
-                }
+                },
             )
         if step % training.eval_every == 0:
             self._evaluate(progress)
         if step % training.save_every == 0:
             self._save()
 
-    def _report(self, values: dict[str, Any]) -> None:
+    def _report(self, progress: Progress, values: dict[str, Any]) -> None:
         for tracker in self.trackers:
-            tracker.log(self.progression.step, values)
+            try:
+                tracker.log(self.progression.step, values)
+            except Exception as error:  # a run is worth more than its log, whatever went wrong
+                if tracker not in self._complained:
+                    self._complained.append(tracker)
+                    progress.note(
+                        f"{type(tracker).__name__} failed at step {self.progression.step} and may "
+                        f"miss lines from here on, training goes on: {error}"
+                    )
 
-    def _evaluate(self, progress: Progress | None) -> None:
+    def _evaluate(self, progress: Progress) -> None:
         """Judge the weights to use, keep them if they are the best so far, write a sample."""
         model, step = self._task.model, self.progression.step
         trained = model.parameters()
@@ -226,10 +240,9 @@ class Trainer:
             evaluated_step=step,
             evaluations_without_progress=0 if better else waited + 1,
         )
-        self._report(measures)
-        if progress is not None:
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-            progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
+        self._report(progress, measures)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+        progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
 
     def _save_best(self, metric: float) -> None:
         weights = tree_flatten(self._step.weights_to_use())
@@ -264,5 +277,9 @@ class Trainer:
         arrays, metadata = checkpoint.load_arrays(path)
         expected = {name: array.shape for name, array in self._step.state_arrays().items()}
         checkpoint.check_names(path, arrays, expected)
+        try:
+            progression = Progression(**metadata["progression"])
+        except (KeyError, TypeError):
+            raise KmidiError(f"{path} does not say how far its run was; start anew.") from None
         self._step.load_state_arrays({name: mx.array(array) for name, array in arrays.items()})
-        return Progression(**metadata["progression"])
+        return progression

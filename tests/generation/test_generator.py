@@ -84,7 +84,8 @@ def piece(seed: int, count: int = 20) -> np.ndarray:
     onset = rng.uniform(0, 3, count)
     length = rng.uniform(0.05, 0.5, count)
     velocity = rng.integers(1, 128, count)
-    return encode(Notes.build(rng.integers(55, 66, count), velocity, onset, onset + length))
+    events = encode(Notes.build(rng.integers(55, 66, count), velocity, onset, onset + length))
+    return encode(decode(events))  # on the grid, notes of one step stand in the order of pitch
 
 
 class PlainLoop:
@@ -190,14 +191,17 @@ def test_guidance_before_the_first_event_equals_guidance_from_the_start() -> Non
     assert read(stream, 40) == read(EventGenerator(model_of(), guided, 8, HAPPY), 40)
 
 
-@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 1e20])
+@pytest.mark.parametrize(
+    ("scale", "seconds"),
+    [(1.0, 5.0), (10.0, 5.0), (100.0, 5.0), (1e20, 0.1)],  # the last overflows to NaN
+)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_no_weights_can_write_invalid_music(scale: float, seed: int) -> None:
+def test_no_weights_can_write_invalid_music(scale: float, seconds: float, seed: int) -> None:
     for sampling in (SamplingConfig(), TIGHT, SamplingConfig(guidance_scale=4.0)):
-        events = generate(model_of(seed, scale), sampling, 5.0, seed=seed, emotion=SAD)
+        events = generate(model_of(seed, scale), sampling, seconds, seed=seed, emotion=SAD)
         assert events.dtype == np.uint16
         assert first_violation(events) is None
-        assert decode(events).duration_seconds <= 5.0
+        assert decode(events).duration_seconds <= seconds + 1e-9
 
 
 def test_broken_weights_still_write_valid_music() -> None:
@@ -205,8 +209,8 @@ def test_broken_weights_still_write_valid_music() -> None:
     model.load_weights(
         [(name, mx.full(value.shape, np.nan)) for name, value in tree_flatten(model.parameters())]
     )
-    events = generate(model, LIVELY, 3.0)
-    assert len(events)
+    events = generate(model, LIVELY, 0.1)
+    assert len(events) > 10
     assert first_violation(events) is None
 
 
@@ -354,9 +358,6 @@ def without_loose_end(events: list[int]) -> str | None:
 
 
 def test_finish_ends_all_that_sounds_and_nothing_else() -> None:
-    for count in range(1, 60):
-        stream = EventGenerator(model_of(1), TIGHT, 7) if count == 1 else stream
-        read(stream, 1)
     for count in (1, 2, 5, 17, 40, 90):
         stream = EventGenerator(model_of(1), TIGHT, 7)
         events = read(stream, count)
@@ -393,7 +394,7 @@ def test_half_precision_writes_music() -> None:
     model.initialise(0)
     model.set_dtype(mx.float16)
     assert EventGenerator(model, LIVELY)._cache.keys[0].dtype == mx.float16
-    assert first_violation(generate(model, LIVELY, 3.0, emotion=HAPPY)) is None
+    assert first_violation(generate(model, LIVELY, 0.3, emotion=HAPPY)) is None
 
 
 def test_the_ring_goes_with_its_reader() -> None:

@@ -1,0 +1,61 @@
+"""The house's rules that can be checked: who imports whom, and that files stay readable."""
+
+from __future__ import annotations
+
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kmidi_mlx
+
+PACKAGE = Path(kmidi_mlx.__file__).parent
+FRAMEWORK_FLOORS = ("models", "generation", "training", "evaluation")
+COMMANDS = ("train", "generate", "evaluate", "prepare", "hello", "__main__")
+
+IMPORT_WITHOUT_FRAMEWORKS = """
+import importlib, sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("mlx", "torch"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Block())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+
+
+def _modules() -> list[str]:
+    found = pkgutil.walk_packages([str(PACKAGE)], "kmidi_mlx.")
+    return [module.name for module in found]
+
+
+def _import_blocked(*names: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", IMPORT_WITHOUT_FRAMEWORKS, *names]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_lower_floors_need_no_framework() -> None:
+    lower = [name for name in _modules() if name.split(".")[1] not in FRAMEWORK_FLOORS]
+    assert len(lower) > 25
+    done = _import_blocked(*lower)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_block_blocks() -> None:
+    assert _import_blocked("kmidi_mlx.models.midi_transformer").returncode != 0
+
+
+def test_commands_load_no_framework_before_their_work() -> None:
+    done = _import_blocked(*(f"kmidi_mlx.{name}" for name in COMMANDS))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("folder", ["kmidi_mlx", "bench", "tests"])
+def test_files_stay_readable(folder: str) -> None:
+    files = list((PACKAGE.parent / folder).rglob("*.py"))
+    assert files
+    too_long = [path.name for path in files if len(path.read_text("utf-8").splitlines()) > 500]
+    assert not too_long

@@ -1,0 +1,29 @@
+"""The main job of `make run`, as a newcomer meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kmidi_mlx.music.events import encode, first_violation
+from kmidi_mlx.music.midi_file import read_midi
+
+
+def _hello(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kmidi_mlx.hello", "--out", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+@pytest.mark.slow
+def test_hello_writes_music_and_a_second_run_repeats_it(tmp_path: Path) -> None:
+    first = _hello(tmp_path)
+    assert "What next" in first.stdout
+    notes = read_midi(tmp_path / "hello.mid")
+    assert len(notes) > 20
+    assert first_violation(encode(notes)) is None
+    written = (tmp_path / "hello.mid").read_bytes()
+    _hello(tmp_path)
+    assert (tmp_path / "hello.mid").read_bytes() == written
