@@ -116,7 +116,7 @@ def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfi
     except KmidiError as error:
         raise KmidiError(f"{where}: {error}") from error
     layout = _layout(run_class)
-    sections = {}
+    sections: dict[str, Any] = {}
     for name, values in plain.items():
         if name == "name":
             continue

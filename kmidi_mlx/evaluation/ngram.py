@@ -86,6 +86,7 @@ class NGram:
     def __init__(self, order: int, pieces: Iterable[NDArray[np.integer]]) -> None:
         self.order = order
         self._levels: list[_Level] = []
+        self.strengths: list[float] = []
         if not order:
             return
         stream, at = _stream(pieces, order - 1)
@@ -94,7 +95,7 @@ class NGram:
             entry, count = np.unique(key, return_counts=True)
             context, first = np.unique(entry // VOCABULARY_SIZE, return_index=True)
             self._levels.append(_Level(context, np.append(first, len(entry)), entry, count))
-        self.strengths = [1.0] * len(self._levels)
+            self.strengths.append(1.0)
 
     def tune(self, pieces: Iterable[NDArray[np.integer]]) -> None:
         """Choose the strengths that predict pieces best, from the shortest context up.

@@ -12,7 +12,6 @@ A smaller stride gives more history and costs more: a piece is read about contex
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +51,7 @@ class Span:
 
 
 def held_out_pieces(reader: ShardReader, split: str) -> NDArray[np.int64]:
-    """Return the pieces of a side, exact duplicates left out, int64 (m,), versions of a song together.
+    """Return the pieces of a side but exact duplicates, int64 (m,), versions of a song together.
 
     Raises:
         KmidiError: for an unknown side, or one without music.
@@ -149,9 +148,3 @@ def legal_events(events: NDArray[np.uint16], first: int, stop: int) -> NDArray[n
     # Without limits no term runs over all pitches, so many states go through at once.
     legal: NDArray[np.bool_] = grammar.allowed(states, _ANY_LENGTH, _TABLES, np)[0]
     return legal
-
-
-def in_batches(spans: Sequence[Span], batch_size: int) -> Iterator[Sequence[Span]]:
-    """Yield the windows in groups of `batch_size`, the last one shorter."""
-    for start in range(0, len(spans), batch_size):
-        yield spans[start : start + batch_size]

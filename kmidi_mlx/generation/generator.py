@@ -77,7 +77,7 @@ class EventGenerator:
         emotion: Emotion | None = None,
         chord: int = 0,
         key: int = 0,
-        prompt: Sequence[int] | NDArray[np.uint16] = (),
+        prompt: Sequence[int] | NDArray[np.integer] = (),
     ) -> None:
         self._model = model
         self._dtype = model.embedding.weight.dtype
@@ -97,7 +97,7 @@ class EventGenerator:
         self._state = self._absorb_prompt(prompt)
         self._fill_cache()
 
-    def _absorb_prompt(self, prompt: Sequence[int] | NDArray[np.uint16]) -> mx.array:
+    def _absorb_prompt(self, prompt: Sequence[int] | NDArray[np.integer]) -> mx.array:
         events = [int(event) for event in prompt]
         for index, event in enumerate(events):
             if not 0 <= event < VOCABULARY_SIZE:
@@ -238,7 +238,7 @@ def generate(
     emotion: Emotion | None = None,
     chord: int = 0,
     key: int = 0,
-    prompt: Sequence[int] | NDArray[np.uint16] = (),
+    prompt: Sequence[int] | NDArray[np.integer] = (),
 ) -> NDArray[np.uint16]:
     """Write a piece of `seconds` seconds (after the prompt, if any) and end all its notes.
 
