@@ -9,12 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kmidi_mlx.music.augment import slice_notes
 from kmidi_mlx.music.events import STEPS_PER_SECOND
 from kmidi_mlx.music.features import FEATURE_NAMES, features
 from kmidi_mlx.music.mood import CHORD_GAP_SECONDS, STATISTICS, cell_statistics, mood
 from kmidi_mlx.music.notes import Notes
 
-__all__ = ["MEASURES", "NGRAM_NOTES", "Summary", "difference", "measure", "summarise"]
+__all__ = [
+    "MEASURES",
+    "NGRAM_NOTES",
+    "Summary",
+    "difference",
+    "measure",
+    "middle_of",
+    "summarise",
+]
 
 #: What is measured of a piece, and its unit. A chord is notes that begin less than 30 ms apart.
 #:
@@ -28,11 +37,11 @@ __all__ = ["MEASURES", "NGRAM_NOTES", "Summary", "difference", "measure", "summa
 #: key_clarity          0-1, best correlation of the sounding pitch classes with a key
 #:                      (`kmidi_mlx.music.features`: Krumhansl & Kessler 1982)
 #: pitch_class_entropy  bits, 0 to log2(12) = 3.58, of the notes' pitch classes (MusPy)
-#: repetition           0-1, share of runs of 8 notes, about a bar, that occurred in the piece before;
-#:                      notes are compared by pitch class and by the time since the chord before,
-#:                      in octaves of 30 ms. 0 for less than 9 notes
-#: self_similarity      0-1, mean cosine between the pitch-class shares of two different stretches of
-#:                      2 s (mean of the self-similarity matrix of Foote, "Visualizing music and
+#: repetition           0-1, share of runs of 8 notes, about a bar, that occurred earlier in the
+#:                      piece; notes are compared by pitch class and by the time since the chord
+#:                      before, in octaves of 30 ms. 0 for less than 9 notes
+#: self_similarity      0-1, mean cosine between the pitch-class shares of two different stretches
+#:                      of 2 s (mean of the self-similarity matrix of Foote, "Visualizing music and
 #:                      audio using self-similarity", 1999). 0 for less than two such stretches
 #: empty_share          0-1, share of the time in which nothing sounds
 #: longest_silence      seconds, longest time in which nothing sounds, also before the first note
@@ -94,6 +103,17 @@ def measure(pieces: Sequence[Notes]) -> _Floats:
         if len(notes):
             row[:] = _measure_piece(notes)
     return rows
+
+
+def middle_of(notes: Notes, seconds: float) -> Notes:
+    """Cut `seconds` seconds out of the middle of a piece, to compare with music of that length.
+
+    Args:
+        notes: the piece; a shorter one is returned as it is.
+        seconds: > 0.
+    """
+    spare = notes.duration_seconds - seconds
+    return slice_notes(notes, spare / 2, spare / 2 + seconds) if spare > 0 else notes
 
 
 def summarise(rows: _Floats) -> dict[str, Summary]:

@@ -51,7 +51,7 @@ def unpack(packed: mx.array) -> Knobs:
     """Name the entries of a packed array; each is a `(1,)` view."""
     parts = [packed[i : i + 1] for i in range(packed.shape[0])]
     limits = grammar.Limits(*parts[-len(grammar.Limits._fields) :])
-    return Knobs(*parts[: len(Knobs._fields) - 1], limits)
+    return Knobs._make([*parts[: -len(limits)], limits])
 
 
 def gumbel_noise(rng: np.random.Generator, count: int) -> NDArray[np.float32]:

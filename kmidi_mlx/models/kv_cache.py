@@ -1,8 +1,7 @@
 """The key/value cache: a preallocated ring per layer, written in place.
 
-Slot `p % capacity` holds position `p`. The ring starts small and grows through fixed sizes up to
-the model's context length, then wraps: the oldest event is overwritten and generation never ends.
-Few, fixed sizes keep the number of compiled graphs small.
+Slot `p % capacity` holds position `p`. The ring grows in fixed steps up to the
+model's context length, then wraps: the oldest event is overwritten and generation never ends.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ import numpy as np
 
 from kmidi_mlx.config import MidiTransformerConfig
 
-FIRST_CAPACITY = 256
+# attention reads every slot, so steps are small; each size is one more compiled graph
+CAPACITY_STEP = 256
 # Rotary angles lose precision as positions grow; past this many contexts they are moved back.
 REBASE_CONTEXTS = 4
 
@@ -41,7 +41,7 @@ class KVCache:
         self, config: MidiTransformerConfig, batch_size: int = 1, dtype: mx.Dtype = mx.float32
     ) -> None:
         self.limit = config.context_length
-        self.capacity = min(FIRST_CAPACITY, self.limit)
+        self.capacity = min(CAPACITY_STEP, self.limit)
         self.offset = 0
         self._rope_base = config.rope_base
         shape = (batch_size, config.num_heads, self.capacity, config.head_dim)
@@ -53,8 +53,9 @@ class KVCache:
 
         Call it before every `EmotionMIDITransformer.step` or `extend`.
         """
-        while self.capacity < min(self.offset + count, self.limit):
-            grown = min(2 * self.capacity, self.limit)
+        if self.capacity < min(self.offset + count, self.limit):
+            steps = -(-(self.offset + count) // CAPACITY_STEP)
+            grown = min(steps * CAPACITY_STEP, self.limit)
             widths = [(0, 0), (0, 0), (0, grown - self.capacity), (0, 0)]
             self.keys = [mx.pad(array, widths) for array in self.keys]
             self.values = [mx.pad(array, widths) for array in self.values]

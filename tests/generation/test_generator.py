@@ -127,11 +127,11 @@ class PlainLoop:
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
-@pytest.mark.parametrize("first_capacity", [8, 256])
+@pytest.mark.parametrize("capacity_step", [8, 256])
 def test_the_stream_equals_the_plain_loop_past_the_ring(
-    monkeypatch: pytest.MonkeyPatch, first_capacity: int, guidance_scale: float
+    monkeypatch: pytest.MonkeyPatch, capacity_step: int, guidance_scale: float
 ) -> None:
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", first_capacity)
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", capacity_step)
     sampling = SamplingConfig(temperature=1.0, top_p=0.95, guidance_scale=guidance_scale)
     stream = EventGenerator(model_of(), sampling, 3, HAPPY, chord=5, key=2)
     plain = PlainLoop(model_of(), sampling, 3, HAPPY, (5, 2))

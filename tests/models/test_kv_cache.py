@@ -37,32 +37,38 @@ def fill(cache: KVCache, count: int) -> None:
     cache.offset += count
 
 
-def test_the_ring_grows_by_doubling_up_to_its_limit() -> None:
+def test_the_ring_grows_in_steps_up_to_its_limit() -> None:
     cache, seen = KVCache(LONG), []
     for _ in range(40):
         cache.reserve(64)
         cache.offset += 64
         seen.append(cache.capacity)
-        assert cache.capacity >= min(cache.offset, 2048)
-    assert sorted(set(seen)) == [256, 512, 1024, 2048]
+        assert min(cache.offset, 2048) <= cache.capacity <= min(cache.offset + 255, 2048)
+    assert sorted(set(seen)) == list(range(256, 2049, 256))
     assert seen[3] == 256  # 256 events fit
     assert seen[4] == 512
+
+
+def test_a_limit_between_two_steps_is_kept() -> None:
+    cache = KVCache(MidiTransformerConfig(**{**vars(TINY), "context_length": 300}))
+    cache.reserve(257)
+    assert cache.capacity == 300
 
 
 def test_one_large_reserve_is_enough() -> None:
     cache = KVCache(LONG)
     cache.reserve(1025)
-    assert cache.capacity == 2048
-    assert cache.keys[0].shape == cache.values[1].shape == (1, 2, 2048, 32)
+    assert cache.capacity == 1280
+    assert cache.keys[0].shape == cache.values[1].shape == (1, 2, 1280, 32)
 
 
 def test_growing_keeps_what_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 8)
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
     cache = KVCache(TINY)
     fill(cache, 7)
     before = np.array(cache.keys[1][:, :, :7])
-    cache.reserve(20)
-    assert cache.capacity == 32
+    cache.reserve(13)
+    assert cache.capacity == 24
     np.testing.assert_array_equal(np.array(cache.keys[1][:, :, :7]), before)
     assert not np.array(cache.keys[1][:, :, 7:]).any()
 

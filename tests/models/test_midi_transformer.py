@@ -244,15 +244,15 @@ def test_extend_and_step_equal_the_whole_sequence(
     assert difference(stepped, whole) < 1e-4  # measured 0
 
 
-@pytest.mark.parametrize("first_capacity", [8, 256])
+@pytest.mark.parametrize("capacity_step", [8, 256])
 @pytest.mark.parametrize("sizes", [[], [1], [7], [32], [50, 3]])
 def test_the_ring_equals_recomputing_the_whole_history(
-    monkeypatch: pytest.MonkeyPatch, first_capacity: int, sizes: list[int]
+    monkeypatch: pytest.MonkeyPatch, capacity_step: int, sizes: list[int]
 ) -> None:
-    monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", first_capacity)
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", capacity_step)
     tokens, c = random_tokens(5, 110), conditions()  # wraps three times
     cross, cache = tiny().cross_keys_values(c), KVCache(TINY)
-    assert cache.capacity == min(first_capacity, 32)
+    assert cache.capacity == min(capacity_step, 32)
     if sizes:
         fast = in_chunks(tiny(), tokens, cross, cache, sizes)[0]
     else:

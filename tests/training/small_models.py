@@ -55,7 +55,7 @@ def slope(model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
     """A loss whose gradient is what the batch says, whatever the weights."""
     total = mx.array(0.0)
     for name, value in tree_flatten(model.parameters()):
-        total = total + mx.sum(value * batch[name].astype(value.dtype)).astype(mx.float32)
+        total = total + mx.sum(value.astype(mx.float32) * batch[name])
     return total, batch["weight"]
 
 

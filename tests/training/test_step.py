@@ -244,7 +244,7 @@ def test_the_loss_scale_doubles_after_good_steps_up_to_its_limit(
     step = parts_step(precision="fp16")
     scales = []
     for seed in range(18):
-        step.run([slopes(seed, size=0.1)], 0.01)
+        step.run([slopes(seed, size=0.01)], 0.01)
         scales.append(step.counters["loss_scale"].item())
     assert scales[:7] == [2.0**12] * 2 + [2.0**13] * 3 + [2.0**14] * 2
     assert scales[-1] == max(scales) == 2.0**16
@@ -260,12 +260,12 @@ def test_full_precision_has_no_loss_scale() -> None:
 def test_half_precision_learns_as_full_precision_does(precision: str, tolerance: float) -> None:
     exact, half = music_step(), music_step(precision=precision)
     losses = []
-    for index in range(40):
+    for index in range(30):
         batch = music_batch(seed=index % 2)
         losses.append(
             (exact.run([batch], 3e-3)["loss"].item(), half.run([batch], 3e-3)["loss"].item())
         )
-    assert losses[-1][0] < 0.6 * losses[0][0]
+    assert losses[-1][0] < 0.7 * losses[0][0]
     for full, rounded in losses:
         assert rounded == pytest.approx(full, rel=tolerance)
     assert half.counters["skipped_steps"].item() == 0
