@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(
         prog="kmidi evaluate",
-        description="Measure how well a model predicts held-out music; with --generate also whether "
+        description="Measure how well a model predicts held-out music, and with --generate whether "
         "its own music is valid, follows the emotion asked for and is like real music.",
     )
     parser.add_argument("--model", choices=sorted(RUN_CONFIGS), default=MidiGeneratorConfig.name)

@@ -11,6 +11,7 @@ from pathlib import Path
 from kmidi_mlx import emotion as emotions
 from kmidi_mlx.command import CommandParser, run
 from kmidi_mlx.config import ConfigError, SamplingConfig
+from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.chords import parse_chord, parse_key
 from kmidi_mlx.music.events import decode, encode
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     if args.seed < 0:
         raise KmidiError(f"--seed {args.seed}: give 0 or more.")
     emotion = _emotion(args)
+    changes = [_change(text) for text in args.changes]
     chord = parse_chord(args.chord) if args.chord else 0
     key = parse_key(args.key) if args.key else 0
     prompt = encode(read_midi(args.prompt)) if args.prompt else ()
@@ -41,16 +43,20 @@ def main(argv: list[str]) -> int:
     loaded = load_generator(args.checkpoint)
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
-    ids = generate(
-        loaded.model,
-        _sampling(loaded.config.sampling, args),
-        args.seconds,
-        seed=args.seed,
-        emotion=emotion,
-        chord=chord,
-        key=key,
-        prompt=prompt,
-    )
+    sampling = _sampling(loaded.config.sampling, args)
+    with Progress(round(args.seconds), "generate", "s of music") as progress:
+        ids = generate(
+            loaded.model,
+            sampling,
+            args.seconds,
+            seed=args.seed,
+            emotion=emotion,
+            chord=chord,
+            key=key,
+            prompt=prompt,
+            changes=changes,
+            on_time=lambda seconds: progress.advance(round(seconds) - progress.completed),
+        )
     notes = decode(ids)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_midi(notes, args.out)
@@ -84,6 +90,14 @@ def _parser() -> CommandParser:
     parser.add_argument("--valence", type=float, help="-1 (unpleasant) to 1 (pleasant)")
     parser.add_argument("--arousal", type=float, help="-1 (quiet) to 1 (excited)")
     parser.add_argument("--intensity", type=float, help="0 to 1 (default: distance from neutral)")
+    parser.add_argument(
+        "--then",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="SECONDS:LABEL",
+        help="change to another emotion at a time, such as 20:sad or 20:-0.6,0.7; repeatable",
+    )
     parser.add_argument("--prompt", type=Path, metavar="FILE", help="MIDI file to continue")
     parser.add_argument("--chord", metavar="NAME", help="chord to keep to, such as Am or C:maj7")
     parser.add_argument("--key", metavar="NAME", help="key, such as C:maj or A:min")
@@ -120,6 +134,22 @@ def _emotion(args: argparse.Namespace) -> emotions.Emotion | None:
     if None in numbers:
         raise KmidiError("--valence and --arousal go together; give both.")
     return emotions.Emotion.of(args.valence, args.arousal, args.intensity)
+
+
+def _change(text: str) -> tuple[float, emotions.Emotion]:
+    time, _, feeling = text.partition(":")
+    try:
+        seconds = float(time)
+        if seconds < 0 or not feeling:
+            raise ValueError
+        if "," not in feeling:
+            return seconds, emotions.from_label(feeling)
+        valence, arousal = (float(number) for number in feeling.split(","))
+    except ValueError:
+        raise KmidiError(
+            f"--then {text!r}: write SECONDS:LABEL or SECONDS:VALENCE,AROUSAL, such as 20:sad."
+        ) from None
+    return seconds, emotions.Emotion.of(valence, arousal)
 
 
 def _sampling(trained: SamplingConfig, args: argparse.Namespace) -> SamplingConfig:

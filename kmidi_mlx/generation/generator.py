@@ -239,21 +239,36 @@ def generate(
     chord: int = 0,
     key: int = 0,
     prompt: Sequence[int] | NDArray[np.integer] = (),
+    changes: Sequence[tuple[float, Emotion]] = (),
+    on_time: Callable[[float], None] = lambda seconds: None,
 ) -> NDArray[np.uint16]:
     """Write a piece of `seconds` seconds (after the prompt, if any) and end all its notes.
+
+    Args:
+        model, sampling, seed, emotion, chord, key, prompt: as `EventGenerator`.
+        seconds: length of what is written.
+        changes: emotions to change to, each with its time in seconds after the prompt.
+        on_time: called with the seconds written so far whenever time passes.
 
     Returns:
         `(n,)` event ids, prompt first; always valid music if the prompt is.
     """
     stream = EventGenerator(model, sampling, seed, emotion, chord, key, prompt)
     events = [int(event) for event in prompt]
+    begin = stream.seconds
     end = stream.steps + round(seconds * STEPS_PER_SECOND)
+    waiting = deque(sorted(changes, key=lambda change: change[0]))
     while True:
         before = stream.steps
+        while waiting and stream.seconds - begin >= waiting[0][0]:
+            stream.set_emotion(waiting.popleft()[1])
         event = stream.next_event()
         if stream.steps >= end:
             break
         events.append(event)
+        if stream.steps > before:
+            on_time(seconds - (end - stream.steps) / STEPS_PER_SECOND)
+    on_time(seconds)
     # decoding ends what still sounds at the last event, here the end of the piece
     if end > before:
         events.append(TIME_SHIFT + end - before - 1)

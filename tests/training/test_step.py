@@ -146,9 +146,8 @@ def test_only_matrices_that_are_no_embedding_decay() -> None:
     for name in decayed:
         np.testing.assert_allclose(after[name], 0.95 * before[name], rtol=1e-5, err_msg=name)
     kept_as_they_were = set(before) - decayed
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in decayed} == {
-        "qkv", "q", "kv", "out", "gate_up", "down", "emotion_in", "emotion_out"
-    }  # fmt: skip
+    layers = {name.split(".")[-2] for name in decayed}
+    assert layers == set("qkv query kv out gate_up down emotion_in emotion_out".split())
     assert all(
         "embedding" in name or "norm" in name or name.endswith(("bias", "sinks"))
         for name in kept_as_they_were
@@ -187,8 +186,6 @@ def test_a_bad_batch_changes_nothing_but_the_counters(poison: float, precision: 
 
 
 def test_a_loss_that_is_no_number_is_a_bad_step_even_with_a_good_gradient() -> None:
-    step = parts_step()
-
     def poisoned(model: Any, batch: Any) -> tuple[mx.array, mx.array]:
         return mx.sum(model.sinks * batch["sinks"]) + batch["extra"], batch["weight"]
 

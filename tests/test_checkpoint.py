@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import kmidi_mlx
+from kmidi_mlx import checkpoint
+from kmidi_mlx.checkpoint import check_names, exclusive, load_arrays, save_arrays
+from kmidi_mlx.errors import KmidiError
+
+ARRAYS: dict[str, NDArray[Any]] = {
+    "blocks.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
+    "step": np.array(12, np.uint64),
+    "half": np.array([1.5, np.inf, np.nan], np.float16),
+    "empty": np.zeros((0, 3), np.float32),
+}
+METADATA: dict[str, Any] = {
+    "model": "midi_generator",
+    "config": {"name": "midi_generator", "model": {"cross_attention_layers": [0, 2]}},
+    "step": 12,
+    "metric": 2.25,
+    "best_loss": float("inf"),
+    "licences": ["CC-BY 4.0", "Öffentlich"],
+    "synthetic": False,
+    "nothing": None,
+}
+
+# saves over an old file with less room on the disk than the new one needs
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from pathlib import Path
+from kmidi_mlx.checkpoint import save_arrays
+from kmidi_mlx.command import run
+
+def main(argv):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    save_arrays(Path(argv[0]), {"weight": np.ones(100_000, np.float32)}, {})
+
+sys.exit(run(main))
+"""
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from kmidi_mlx.checkpoint import exclusive, save_arrays
+folder = Path(sys.argv[1])
+with exclusive(folder):
+    os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+    save_arrays(folder / "last" / "state.safetensors", {"weight": np.ones(1000)}, {})
+"""
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self.folder),))
+
+
+def header(text: str, payload: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode() + payload
+
+
+# --- round trip ----------------------------------------------------------------------------------
+
+
+def test_arrays_and_metadata_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "best.safetensors"
+    save_arrays(path, ARRAYS, METADATA)
+    arrays, metadata = load_arrays(path)
+    assert sorted(arrays) == sorted(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype, name
+        assert arrays[name].shape == array.shape, name
+        assert arrays[name].tobytes() == array.tobytes(), name
+    assert metadata == METADATA | {"format_version": checkpoint.FORMAT_VERSION}
+
+
+def test_views_are_saved_by_what_they_show(tmp_path: Path) -> None:
+    base = np.arange(12, dtype=np.float32).reshape(3, 4)
+    views = {"turned": base.T, "every other": base[:, ::2], "backwards": base[::-1]}
+    save_arrays(tmp_path / "a.safetensors", views, {})
+    arrays, _ = load_arrays(tmp_path / "a.safetensors")
+    for name, view in views.items():
+        np.testing.assert_array_equal(arrays[name], view)
+
+
+def test_the_file_is_one_that_the_safetensors_library_reads(tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    save_arrays(tmp_path / "a.safetensors", ARRAYS, METADATA)
+    theirs = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert sorted(theirs) == sorted(ARRAYS)
+
+
+def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "a.safetensors", ARRAYS, METADATA)
+    save_arrays(tmp_path / "b.safetensors", ARRAYS, METADATA)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+# --- crashes and full disks ----------------------------------------------------------------------
+
+
+def test_a_full_disk_keeps_the_old_file_and_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_arrays(path, ARRAYS, METADATA)
+    before = path.read_bytes()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert f"cannot write {path}: " in done.stderr
+    assert done.stderr.rstrip().endswith(("File too large.", "No space left on device."))
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_a_kill_in_the_middle_keeps_the_old_file_and_the_next_run_tidies_up(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "last" / "state.safetensors"
+    save_arrays(path, ARRAYS, METADATA)
+    before = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 2
+    with exclusive(tmp_path):
+        assert [item.name for item in path.parent.iterdir()] == ["state.safetensors"]
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(KmidiError, match="Permission denied"):
+        save_arrays(tmp_path / "a.safetensors", ARRAYS, {})
+    with pytest.raises(KmidiError, match="Permission denied"):
+        save_arrays(tmp_path / "new" / "a.safetensors", ARRAYS, {})
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "last").write_text("not a folder")
+    with pytest.raises(KmidiError, match=r"cannot make the folder .*last"):
+        save_arrays(tmp_path / "last" / "state.safetensors", ARRAYS, {})
+
+
+# --- files that cannot be used -------------------------------------------------------------------
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KmidiError, match=r"^no such checkpoint: .*best\.safetensors"):
+        load_arrays(tmp_path / "best.safetensors")
+
+
+def test_every_truncation_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    save_arrays(path, ARRAYS, METADATA)
+    whole = path.read_bytes()
+    for length in [0, 1, 7, 8, 20, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(KmidiError, match=r"best\.safetensors is not a readable safetensors"):
+            load_arrays(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04" + bytes(100),
+        b"MThd\x00\x00\x00\x06" + bytes(100),
+        bytes(1000),
+        b"\xff" * 1000,
+        header("{not json"),
+        header('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(4)),
+        header('{"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
+        header('{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', bytes(8)),
+        header('{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}', bytes(4)),
+    ],
+)
+def test_files_of_another_kind_are_an_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(KmidiError, match=r"foreign\.safetensors is not a readable safetensors"):
+        load_arrays(path)
+
+
+def test_a_folder_in_the_place_of_the_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KmidiError, match="is not a readable safetensors file"):
+        load_arrays(tmp_path)
+
+
+@pytest.mark.parametrize("version", [checkpoint.FORMAT_VERSION + 1, 999, "2", None, 1.5])
+def test_a_newer_format_asks_for_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Any
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", version)
+        save_arrays(tmp_path / "new.safetensors", ARRAYS, METADATA)
+    with pytest.raises(KmidiError, match=rf"new\.safetensors has format version {version};.*updat"):
+        load_arrays(tmp_path / "new.safetensors")
+
+
+def test_metadata_of_other_makers_stays_text(tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    safetensors.numpy.save_file(
+        {"a": np.ones(2)}, tmp_path / "theirs.safetensors", metadata={"format": "pt", "n": "3"}
+    )
+    _, metadata = load_arrays(tmp_path / "theirs.safetensors")
+    assert metadata == {"format": "pt", "n": 3}
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pt", "model.bin"])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+def test_a_pickle_is_refused_and_nothing_in_it_runs(
+    tmp_path: Path, name: str, protocol: int
+) -> None:
+    from kmidi_mlx.models.loading import load_generator
+
+    trap = tmp_path / "sprung"
+    path = tmp_path / name
+    path.write_bytes(pickle.dumps(Trap(trap), protocol))
+    with pytest.raises(KmidiError, match="is not a readable safetensors file"):
+        load_arrays(path)
+    with pytest.raises(KmidiError, match="is not a readable safetensors file"):
+        load_generator(path)
+    assert not trap.exists()
+    pickle.loads(path.read_bytes())
+    assert trap.exists()  # the trap works
+
+
+def test_all_names_that_do_not_fit_are_listed_at_once() -> None:
+    arrays = {
+        "kept": np.zeros((2, 3)),
+        "flat": np.zeros(6),
+        "scalar": np.zeros(1),
+        "foreign.a": np.zeros(1),
+        "foreign.b": np.zeros(1),
+    }
+    expected = {"kept": (2, 3), "flat": (3, 2), "scalar": (), "gone.a": (1,), "gone.b": (1,)}
+    with pytest.raises(KmidiError) as caught:
+        check_names(Path("x/best.safetensors"), arrays, expected)
+    assert str(caught.value) == (
+        "x/best.safetensors does not fit this model; missing: gone.a, gone.b; "
+        "unexpected: foreign.a, foreign.b; misshapen: flat is (6,), not (3, 2), "
+        "scalar is (1,), not ()."
+    )
+    check_names(Path("x"), {"kept": np.zeros((2, 3))}, {"kept": (2, 3)})
+
+
+# --- the lock ------------------------------------------------------------------------------------
+
+
+def _hold(folder: Path, held: Any, let_go: Any) -> None:
+    with exclusive(folder):
+        held.set()
+        let_go.wait(30)
+
+
+def test_a_second_run_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, let_go = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "new" / "run", held, let_go))
+    process.start()
+    try:
+        assert held.wait(30)
+        with (
+            pytest.raises(KmidiError, match=r"another run is training into .*run; give another"),
+            exclusive(tmp_path / "new" / "run"),
+        ):
+            pass
+        with exclusive(tmp_path / "new"):
+            pass  # another folder is free
+    finally:
+        let_go.set()
+        process.join(30)
+    assert process.exitcode == 0
+    with exclusive(tmp_path / "new" / "run"):
+        pass
+
+
+def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, let_go = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held, let_go))
+    process.start()
+    assert held.wait(30)
+    process.kill()
+    process.join(30)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_the_lock_is_let_go_when_the_run_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="broken"), exclusive(tmp_path):
+        raise ValueError("broken")
+    with exclusive(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KmidiError, match=r"cannot write into .*file"), exclusive(tmp_path / "file"):
+        pass
+
+
+# --- provenance ----------------------------------------------------------------------------------
+
+
+def test_the_commit_is_that_of_the_source_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "kmidi_mlx"
+    package.mkdir()
+    monkeypatch.setattr(kmidi_mlx, "__file__", str(package / "__init__.py"))
+    assert checkpoint.git_commit() == f"v{kmidi_mlx.__version__}"
+
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    commit = checkpoint.git_commit()
+    assert len(commit) == 12
+    assert int(commit, 16) >= 0
+
+    # installed below the project of somebody else, whose commits say nothing about kmidi
+    installed = tmp_path / "venv" / "kmidi_mlx"
+    installed.mkdir(parents=True)
+    monkeypatch.setattr(kmidi_mlx, "__file__", str(installed / "__init__.py"))
+    assert checkpoint.git_commit() == f"v{kmidi_mlx.__version__}"
+
+
+def test_the_metadata_of_a_trained_model_says_where_it_is_from(tiny_run: Path) -> None:
+    arrays, metadata = load_arrays(tiny_run / checkpoint.BEST)
+    assert metadata["model"] == "midi_generator"
+    assert metadata["synthetic"] is True
+    assert metadata["step"] in (10, 20)
+    assert metadata["metric"] > 0
+    assert metadata["config"]["model"]["hidden_dim"] == 64
+    assert metadata["data_licences"]
+    assert metadata["data_labels"]
+    assert metadata["commit"]
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    json.dumps(metadata, allow_nan=False)
