@@ -85,7 +85,8 @@ class Ours:
     def __init__(
         self, model: EmotionMIDITransformer, context: int, sampling: SamplingConfig
     ) -> None:
-        prompt = np.random.default_rng(context).integers(0, VOCABULARY_SIZE, context)
+        rng = np.random.default_rng(context)
+        prompt = rng.integers(0, VOCABULARY_SIZE, context, dtype=np.uint16)
         self.stream = EventGenerator(model, sampling, prompt=prompt)
 
     def next(self) -> None:

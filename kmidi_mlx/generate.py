@@ -44,6 +44,7 @@ def main(argv: list[str]) -> int:
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     sampling = _sampling(loaded.config.sampling, args)
+    _make_room(args.out)
     with Progress(round(args.seconds), "generate", "s of music") as progress:
         ids = generate(
             loaded.model,
@@ -58,7 +59,6 @@ def main(argv: list[str]) -> int:
             on_time=lambda seconds: progress.advance(round(seconds) - progress.completed),
         )
     notes = decode(ids)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     write_midi(notes, args.out)
     result = {
         "out": str(args.out),
@@ -136,11 +136,21 @@ def _emotion(args: argparse.Namespace) -> emotions.Emotion | None:
     return emotions.Emotion.of(args.valence, args.arousal, args.intensity)
 
 
+def _make_room(out: Path) -> None:
+    """Make the folder of the file to write, before minutes go into what could not be kept."""
+    if out.is_dir():
+        raise KmidiError(f"--out {out} is a folder; add the name of a file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KmidiError(f"cannot make the folder {out.parent}: {error.strerror}.") from error
+
+
 def _change(text: str) -> tuple[float, emotions.Emotion]:
     time, _, feeling = text.partition(":")
     try:
         seconds = float(time)
-        if seconds < 0 or not feeling:
+        if not 0 <= seconds <= LONGEST_SECONDS or not feeling:
             raise ValueError
         if "," not in feeling:
             return seconds, emotions.from_label(feeling)

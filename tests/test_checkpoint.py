@@ -110,12 +110,6 @@ def test_the_file_is_one_that_the_safetensors_library_reads(tmp_path: Path) -> N
     assert sorted(theirs) == sorted(ARRAYS)
 
 
-def test_equal_content_gives_equal_bytes(tmp_path: Path) -> None:
-    save_arrays(tmp_path / "a.safetensors", ARRAYS, METADATA)
-    save_arrays(tmp_path / "b.safetensors", ARRAYS, METADATA)
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-
-
 # --- crashes and full disks ----------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ and each window comes from a version drawn at random, so ten versions weigh no m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from kmidi_mlx.emotion import EMOTION_DIM, encode_many
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import PAD_TOKEN, START_TOKEN
 
-__all__ = ["Batch", "MidiBatches"]
+__all__ = ["Batch", "MidiBatches", "collate"]
 
 # First words of the seeds of independent streams.
 _ORDER, _DRAWS = 1, 2
@@ -143,7 +144,12 @@ class MidiBatches:
         """
         draws = self._fixed_draws(step) if self._fixed else self._random_draws(step)
         windows = [self._cutter.cut(d.piece, d.position, d.change) for d in draws]
-        return self._collate(draws, windows)
+        return collate(
+            windows,
+            (self.batch_size, self._config.sequence_length, self._config.max_chords),
+            [draw.keep_emotion for draw in draws],
+            [draw.keep_harmony for draw in draws],
+        )
 
     def prefetch(self, first_step: int = 0) -> Prefetcher[Batch]:
         """Return an iterator over the batches from `first_step` on, made ahead in a thread."""
@@ -209,34 +215,48 @@ class MidiBatches:
         owner = int(np.searchsorted(self._ends, window, side="right"))
         return owner, window - (int(self._ends[owner - 1]) if owner else 0)
 
-    def _collate(self, draws: list[_Draw], windows: list[Window]) -> Batch:
-        rows, length, slots = self.batch_size, self._config.sequence_length, self._config.max_chords
-        inputs = np.full((rows, length), PAD_TOKEN, np.int32)
-        targets = np.zeros((rows, length), np.int32)
-        weights = np.zeros((rows, length), np.float32)
-        chords = np.zeros((rows, slots), np.int32)
-        keys = np.zeros(rows, np.int32)
-        chord_index = np.zeros((rows, length), np.int32)
-        for row, (draw, window) in enumerate(zip(draws, windows, strict=True)):
-            events, before = window.events, window.chords
-            if window.at_start:
-                inputs[row, 0] = START_TOKEN
-                inputs[row, 1 : len(events)] = events[:-1]
-            else:
-                inputs[row, : len(events) - 1] = events[:-1]
-                events, before = events[1:], before[1:]
-            targets[row, : len(events)] = events
-            weights[row, : len(events)] = 1.0
-            if draw.keep_harmony:
-                keys[row] = window.key
-                ids, index = _slots(before, slots)
-                chords[row, : len(ids)] = ids
-                chord_index[row, : len(index)] = index
-        emotion = np.zeros((rows, EMOTION_DIM), np.float32)
-        kept = [row for row, draw in enumerate(draws) if draw.keep_emotion]
-        if kept:
-            emotion[kept] = _emotion_vectors([windows[row] for row in kept])
-        return Batch(inputs, targets, weights, emotion, chords, keys, chord_index)
+
+def collate(
+    windows: Sequence[Window],
+    shape: tuple[int, int, int],
+    keep_emotion: Sequence[bool],
+    keep_harmony: Sequence[bool],
+) -> Batch:
+    """Lay windows into the arrays of a batch; rows without a window are padding.
+
+    Args:
+        windows: at most B windows of at most T targets.
+        shape: (B, T, C), rows, targets in a row, chord slots.
+        keep_emotion: per window, whether its emotion is given.
+        keep_harmony: per window, whether its chords and key are given.
+    """
+    rows, length, slots = shape
+    inputs = np.full((rows, length), PAD_TOKEN, np.int32)
+    targets = np.zeros((rows, length), np.int32)
+    weights = np.zeros((rows, length), np.float32)
+    chords = np.zeros((rows, slots), np.int32)
+    keys = np.zeros(rows, np.int32)
+    chord_index = np.zeros((rows, length), np.int32)
+    for row, window in enumerate(windows):
+        events, before = window.events, window.chords
+        if window.at_start:
+            inputs[row, 0] = START_TOKEN
+            inputs[row, 1 : len(events)] = events[:-1]
+        else:
+            inputs[row, : len(events) - 1] = events[:-1]
+            events, before = events[1:], before[1:]
+        targets[row, : len(events)] = events
+        weights[row, : len(events)] = 1.0
+        if keep_harmony[row]:
+            keys[row] = window.key
+            ids, index = _slots(before, slots)
+            chords[row, : len(ids)] = ids
+            chord_index[row, : len(index)] = index
+    emotion = np.zeros((rows, EMOTION_DIM), np.float32)
+    kept = [row for row in range(len(windows)) if keep_emotion[row]]
+    if kept:
+        emotion[kept] = _emotion_vectors([windows[row] for row in kept])
+    return Batch(inputs, targets, weights, emotion, chords, keys, chord_index)
 
 
 def _windows(lengths: NDArray[np.int32], sequence_length: int) -> NDArray[np.int64]:

@@ -8,14 +8,15 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx.data.batches import Batch, _emotion_vectors, _slots
+from kmidi_mlx.data.batches import Batch, collate
 from kmidi_mlx.data.shards import ShardReader
-from kmidi_mlx.data.windows import Window, WindowCutter
+from kmidi_mlx.data.windows import WindowCutter
+from kmidi_mlx.emotion import EMOTION_DIM
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.evaluation.spans import Span, legal_events
 from kmidi_mlx.evaluation.tally import OnProgress, Tally
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
-from kmidi_mlx.music.events import PAD_TOKEN, START_TOKEN, VOCABULARY_SIZE
+from kmidi_mlx.music.events import VOCABULARY_SIZE
 
 __all__ = ["CONDITIONED", "UNCONDITIONED", "score_model", "span_batches"]
 
@@ -50,10 +51,13 @@ def span_batches(
     for start in range(0, len(spans), batch_size):
         group = spans[start : start + batch_size]
         windows = [cutter.cut(span.piece, span.position) for span in group]
-        batch = _collate(group, windows, (batch_size, context, max_chords))
+        given = [True] * len(windows)
+        batch = collate(windows, (batch_size, context, max_chords), given, given)
+        batch.weights[:] = 0.0
         legal = np.zeros((batch_size, context, VOCABULARY_SIZE), bool)
         for row, span in enumerate(group):
             events = reader.tokens(span.piece)
+            batch.weights[row, _counted(span)] = 1.0
             legal[row, _counted(span)] = legal_events(events, span.first, span.stop)
         yield group, batch, legal
 
@@ -126,31 +130,3 @@ def score_model(
 def _counted(span: Span) -> slice:
     """Where the events that count stand in the window."""
     return slice(span.first - span.position, span.stop - span.position)
-
-
-def _collate(
-    spans: Sequence[Span], windows: Sequence[Window], shape: tuple[int, int, int]
-) -> Batch:
-    rows, length, slots = shape
-    inputs = np.full((rows, length), PAD_TOKEN, np.int32)
-    targets = np.zeros((rows, length), np.int32)
-    weights = np.zeros((rows, length), np.float32)
-    emotion = np.zeros((rows, 64), np.float32)
-    chords = np.zeros((rows, slots), np.int32)
-    keys = np.zeros(rows, np.int32)
-    chord_index = np.zeros((rows, length), np.int32)
-    emotion[: len(windows)] = _emotion_vectors(list(windows))
-    for row, (span, window) in enumerate(zip(spans, windows, strict=True)):
-        # A window within a piece holds one event more, the one before its first target.
-        lead = 0 if window.at_start else 1
-        expected, before = window.events[lead:], window.chords[lead:]
-        count = len(expected)
-        inputs[row, 0] = START_TOKEN if window.at_start else window.events[0]
-        inputs[row, 1:count] = expected[:-1]
-        targets[row, :count] = expected
-        weights[row, _counted(span)] = 1.0
-        keys[row] = window.key
-        ids, index = _slots(before, slots)
-        chords[row, : len(ids)] = ids
-        chord_index[row, :count] = index
-    return Batch(inputs, targets, weights, emotion, chords, keys, chord_index)

@@ -207,4 +207,4 @@ def _self_similarity(notes: Notes) -> float:
         return 0.0
     # The sum over all pairs, without making them.
     total = float(np.square(unit.sum(axis=0)).sum())
-    return (total - count) / (count * (count - 1))
+    return max(0.0, total - count) / (count * (count - 1))

@@ -146,10 +146,10 @@ class NGram:
 
 
 def learn(reader: ShardReader, order: int) -> NGram:
-    """Count the train side of a data set; every twentieth song tunes the strengths instead.
+    """Count the train side of a data set; every twentieth song only tunes.
 
     Args:
-        reader: the data set; exact duplicates are left out.
+        reader: the data set; exact duplicates are left out. A single song is counted, not tuned.
         order: see `NGram`.
 
     Raises:
@@ -157,7 +157,7 @@ def learn(reader: ShardReader, order: int) -> NGram:
     """
     pieces = held_out_pieces(reader, "train")
     songs = np.unique(reader.pieces.song[pieces], return_inverse=True)[1]
-    tuning = songs % _TUNING_EVERY == _TUNING_EVERY - 1
+    tuning = (songs % _TUNING_EVERY == 0) & (songs.max() > 0)
     ngram = NGram(order, map(reader.tokens, pieces[~tuning].tolist()))
     ngram.tune(map(reader.tokens, pieces[tuning].tolist()))
     return ngram

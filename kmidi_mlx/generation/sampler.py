@@ -16,8 +16,8 @@ from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.music import grammar
 from kmidi_mlx.music.events import VOCABULARY_SIZE
 
-# beyond every score of a working model
-HUGE = 1e30
+# below every score of a working model
+LOWEST = -1e30
 
 
 class Knobs(NamedTuple):
@@ -84,8 +84,8 @@ def draw(
         scores = plain + knobs.guidance_scale * (scores - plain)
     recent = state[grammar.RECENT : grammar.RECENT + 1]
     scores = (scores - knobs.log_penalty * recent) * knobs.inverse_temperature
-    # finite, so that whatever is allowed beats all that is not
-    scores = mx.where(mx.isnan(scores), -HUGE, mx.clip(scores, -HUGE, HUGE))
+    # above minus infinity, so that whatever is allowed beats all that is not
+    scores = mx.where(mx.isnan(scores), LOWEST, mx.maximum(scores, LOWEST))
     scores = mx.where(grammar.allowed(state, knobs.limits, table, mx), scores, -mx.inf)
     ranked = mx.sort(scores)
     share = mx.softmax(ranked)

@@ -134,6 +134,7 @@ class Trainer:
                     self._one_step(batches, progress, started)
             if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
                 self._evaluate(progress)
+            self.progression = replace(self.progression, seconds=time.monotonic() - started)
             self._save()
         return Outcome(
             reason,
@@ -215,7 +216,7 @@ class Trainer:
                     self._complained.append(tracker)
                     progress.note(
                         f"{type(tracker).__name__} failed at step {self.progression.step} and may "
-                        f"miss lines from here on, training goes on: {error}"
+                        f"miss lines from here on, training goes on: {' '.join(str(error).split())}"
                     )
 
     def _evaluate(self, progress: Progress) -> None:

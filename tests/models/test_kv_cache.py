@@ -177,8 +177,8 @@ def test_steps_write_in_place() -> None:
     cache.reserve(2048)
     layer_bytes = cache.keys[0].nbytes
     in_place = steps_peak_bytes(model, cache, hold=False)
-    assert max(in_place) < layer_bytes / 2  # measured 0.16
-    assert max(in_place[10:]) <= max(in_place[:10])
+    assert max(in_place) < layer_bytes / 4  # measured 0.12
+    assert abs(np.median(in_place[25:]) - np.median(in_place[:25])) < layer_bytes / 100
     # the measurement sees a copy where there is one
     assert min(steps_peak_bytes(model, cache, hold=True)[1:]) > 2 * layer_bytes
 
