@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kmidi_mlx.data.batches import Batch, collate
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.data.windows import WindowCutter
-from kmidi_mlx.emotion import EMOTION_DIM
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.evaluation.spans import Span, legal_events
 from kmidi_mlx.evaluation.tally import OnProgress, Tally
