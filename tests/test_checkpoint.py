@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,18 @@ folder = Path(sys.argv[1])
 with exclusive(folder):
     os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
     save_arrays(folder / "last" / "state.safetensors", {"weight": np.ones(1000)}, {})
+"""
+
+
+HOLDER = """
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from kmidi_mlx.checkpoint import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
 """
 
 
@@ -118,7 +131,11 @@ def test_a_full_disk_keeps_the_old_file_and_is_one_clear_error(tmp_path: Path) -
     save_arrays(path, ARRAYS, METADATA)
     before = path.read_bytes()
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FULL_DISK, str(path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -134,7 +151,7 @@ def test_a_kill_in_the_middle_keeps_the_old_file_and_the_next_run_tidies_up(
     path = tmp_path / "last" / "state.safetensors"
     save_arrays(path, ARRAYS, METADATA)
     before = path.read_bytes()
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], timeout=60)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 2
@@ -264,44 +281,43 @@ def test_all_names_that_do_not_fit_are_listed_at_once() -> None:
 # --- the lock ------------------------------------------------------------------------------------
 
 
-def _hold(folder: Path, held: Any, let_go: Any) -> None:
-    with exclusive(folder):
-        held.set()
-        let_go.wait(30)
+@contextmanager
+def another_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a folder until its stdin is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    try:
+        yield process
+    finally:
+        process.communicate(timeout=30)
 
 
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, let_go = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "new" / "run", held, let_go))
-    process.start()
-    try:
-        assert held.wait(30)
+    folder = tmp_path / "new" / "run"
+    with another_run(folder):
         with (
             pytest.raises(KmidiError, match=r"another run is training into .*run; give another"),
-            exclusive(tmp_path / "new" / "run"),
+            exclusive(folder),
         ):
             pass
         with exclusive(tmp_path / "new"):
             pass  # another folder is free
-    finally:
-        let_go.set()
-        process.join(30)
-    assert process.exitcode == 0
-    with exclusive(tmp_path / "new" / "run"):
+    with exclusive(folder):
         pass
 
 
 def test_a_killed_run_holds_nothing(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, let_go = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(tmp_path, held, let_go))
-    process.start()
-    assert held.wait(30)
-    process.kill()
-    process.join(30)
-    with exclusive(tmp_path):
-        pass
+    with another_run(tmp_path) as process:
+        process.kill()
+        process.wait(30)
+        with exclusive(tmp_path):
+            pass
 
 
 def test_the_lock_is_let_go_when_the_run_fails(tmp_path: Path) -> None:

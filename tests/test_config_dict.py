@@ -117,7 +117,7 @@ def test_what_is_no_run_is_an_error(change: dict[str, Any], complaint: str) -> N
 
 
 def test_nothing_is_no_run() -> None:
-    with pytest.raises(KmidiError, match="^here: unknown model"):
+    with pytest.raises(KmidiError, match=r"^here: unknown model"):
         config_from_dict({}, "here")
 
 

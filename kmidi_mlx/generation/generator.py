@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -252,7 +253,12 @@ def generate(
 
     Returns:
         `(n,)` event ids, prompt first; always valid music if the prompt is.
+
+    Raises:
+        KmidiError: when `seconds` is not a positive number, or the prompt holds no event ids.
     """
+    if not 0 < seconds < math.inf:
+        raise KmidiError(f"cannot write {seconds} seconds of music; give a positive number.")
     stream = EventGenerator(model, sampling, seed, emotion, chord, key, prompt)
     events = [int(event) for event in prompt]
     begin = stream.seconds

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from kmidi_mlx import checkpoint
@@ -50,7 +51,7 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
 
     Raises:
         KmidiError: when there is no checkpoint, it is damaged, newer, of another model, or its
-            weights do not fit its configuration.
+            weights are not finite or do not fit its configuration.
     """
     file = path / checkpoint.BEST if path.is_dir() else path
     arrays, metadata = checkpoint.load_arrays(file)
@@ -65,6 +66,9 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
     model = EmotionMIDITransformer(config.model)
     expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
     checkpoint.check_names(file, arrays, expected)
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise KmidiError(f"{file} holds NaN or Inf in {', '.join(broken)}; it cannot be used.")
     model.load_weights([(name, mx.array(array)) for name, array in arrays.items()])
     wanted = dtype or default_dtype()
     model.update(tree_map(lambda weight: weight.astype(wanted), model.parameters()))

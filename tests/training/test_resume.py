@@ -247,9 +247,9 @@ def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, tiny_settings: list[str]) -> None:
     out = tmp_path / "run"
     flags = [word for setting in tiny_settings for word in ("--set", setting)]
+    flags += ["--set", "training.max_steps=100000", "--set", "training.epochs=100000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "kmidi_mlx.train", "--out", str(out), *flags]
-        + ["--set", "training.max_steps=100000", "--set", "training.epochs=100000"],
+        [sys.executable, "-m", "kmidi_mlx.train", "--out", str(out), *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -204,7 +204,7 @@ def test_a_run_without_progress_stops_early(tmp_path: Path) -> None:
 
 
 def test_without_patience_a_run_never_stops_early(tmp_path: Path) -> None:
-    task = ScriptedTask(lambda turn: float(turn), patience=0, max_steps=30, eval_every=1)
+    task = ScriptedTask(float, patience=0, max_steps=30, eval_every=1)
     assert train(task, tmp_path).reason == "finished"
 
 
