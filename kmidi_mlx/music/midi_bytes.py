@@ -94,45 +94,47 @@ def read_events(data: bytes, name: str) -> MidiEvents:
     position, track = _walk(data, bounds, name)
     buffer = np.frombuffer(data, np.uint8)
     delta, at, unended = _delta_times(buffer, position)
-    elapsed = np.concatenate(([0], np.cumsum(delta)))
-    first_of_track = np.searchsorted(track, np.arange(len(bounds) + 1))
-    before_track = elapsed[first_of_track]
+    elapsed = np.zeros(len(delta) + 1, np.int64)
+    np.cumsum(delta, out=elapsed[1:])
+    edges = np.searchsorted(track, np.arange(len(bounds) + 1))
+    before_track = elapsed[edges]
     tick = elapsed[1:] - before_track[track]
-    end_tick = np.diff(before_track)
 
     status = buffer[at]
-    own_status = status >= 0x80
     is_channel = status < 0xF0
-    latest = np.maximum.accumulate(np.where(is_channel & own_status, np.arange(len(status)), -1))
-    status = status[latest]
-    at_data = at + own_status
-    number = buffer[at_data]
-    value = buffer[at_data + 1] * ((status & 0xE0) != 0xC0)
-    broken = unended | (is_channel & ((number | value) >= 0x80))
-    if broken.any():
-        first = int(np.argmax(broken))
+    channel, system = is_channel.nonzero()[0], (~is_channel).nonzero()[0]
+    status, channel_at = status[channel], at[channel]
+    own_status = status >= 0x80
+    # A message without a status has that of the latest one before it.
+    status = status[np.maximum.accumulate(np.where(own_status, np.arange(len(status)), 0))]
+    channel_at += own_status
+    number, value = buffer[channel_at], buffer[channel_at + 1]
+    value *= (status & 0xE0) != 0xC0
+    broken = np.append(channel[(number | value) >= 0x80], unended)
+    if len(broken):
+        first = int(broken.min())
         raise _damaged(name, int(track[first]), int(position[first]))
 
-    is_tempo = ~is_channel & (buffer[at] == _META) & (buffer[at + 1] == _META_SET_TEMPO)
-    tempo_at = at[is_tempo]
-    three = buffer[tempo_at[:, None] + np.arange(3, 6)].astype(np.int64)
-    tempo = three @ np.array([65536, 256, 1])
-    wrong = (buffer[tempo_at + 2] != 3) | (tempo == 0)
+    at = at[system]
+    is_tempo = (buffer[at] == _META) & (buffer[at + 1] == _META_SET_TEMPO)
+    at, tempo_event = at[is_tempo], system[is_tempo]
+    tempo = buffer[at[:, None] + np.arange(3, 6)] @ np.array([65536, 256, 1])
+    wrong = (buffer[at + 2] != 3) | (tempo == 0)
     if wrong.any():
-        first = int(np.argmax(wrong))
-        raise _damaged(name, int(track[is_tempo][first]), int(position[is_tempo][first]))
+        first = int(tempo_event[np.argmax(wrong)])
+        raise _damaged(name, int(track[first]), int(position[first]))
     return MidiEvents(
         file_type=file_type,
         division=division,
-        track=track[is_channel],
-        tick=tick[is_channel],
-        status=status[is_channel],
-        number=number[is_channel],
-        value=value[is_channel],
-        tempo_track=track[is_tempo],
-        tempo_tick=tick[is_tempo],
+        track=track[channel],
+        tick=tick[channel],
+        status=status,
+        number=number,
+        value=value,
+        tempo_track=track[tempo_event],
+        tempo_tick=tick[tempo_event],
         tempo=tempo,
-        end_tick=end_tick,
+        end_tick=before_track[1:] - before_track[:-1],
     )
 
 
@@ -280,23 +282,23 @@ def _after_system_event(data: bytes, at: int, end: int) -> int:
 
 def _delta_times(
     buffer: NDArray[np.uint8], position: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Read the variable-length numbers at `position`.
 
     Returns:
-        Their values, where the bytes after them are, and which are longer than the four allowed.
+        Their values, where the bytes after them are, and (k,) the indices of those that are longer
+        than the four bytes allowed.
     """
-    at = position.copy()
-    value = (buffer[at] & 0x7F).astype(np.int64)
-    going_on = np.flatnonzero(buffer[at] >= 0x80)
+    byte = buffer[position]
+    at = position + 1
+    value = (byte & 0x7F).astype(np.int64)
+    going_on = (byte >= 0x80).nonzero()[0]
     for _ in range(3):
-        at[going_on] += 1
         byte = buffer[at[going_on]]
+        at[going_on] += 1
         value[going_on] = value[going_on] << 7 | (byte & 0x7F)
         going_on = going_on[byte >= 0x80]
-    unended = np.zeros(len(position), bool)
-    unended[going_on] = True
-    return value, at + 1, unended
+    return value, at, going_on
 
 
 def _damaged(name: str, track: int, position: int) -> KmidiError:
