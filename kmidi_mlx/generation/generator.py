@@ -255,10 +255,10 @@ def generate(
         `(n,)` event ids, prompt first; always valid music if the prompt is.
 
     Raises:
-        KmidiError: when `seconds` is not a positive number, or the prompt holds no event ids.
+        KmidiError: when `seconds` is negative or no number, or the prompt holds no event ids.
     """
-    if not 0 < seconds < math.inf:
-        raise KmidiError(f"cannot write {seconds} seconds of music; give a positive number.")
+    if not 0 <= seconds < math.inf:
+        raise KmidiError(f"cannot write {seconds} seconds of music; give a number from 0 on.")
     stream = EventGenerator(model, sampling, seed, emotion, chord, key, prompt)
     events = [int(event) for event in prompt]
     begin = stream.seconds

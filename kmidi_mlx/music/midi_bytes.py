@@ -106,7 +106,8 @@ def read_events(data: bytes, name: str) -> MidiEvents:
     status, channel_at = status[channel], at[channel]
     own_status = status >= 0x80
     # A message without a status has that of the latest one before it.
-    status = status[np.maximum.accumulate(np.where(own_status, np.arange(len(status)), 0))]
+    written = own_status.nonzero()[0]
+    status = np.repeat(status[written], np.diff(written, append=len(status)))
     channel_at += own_status
     number, value = buffer[channel_at], buffer[channel_at + 1]
     value *= (status & 0xE0) != 0xC0

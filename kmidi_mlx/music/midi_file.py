@@ -98,7 +98,7 @@ def parse_midi(data: bytes, name: str = "MIDI data") -> Notes:
     onset, offset = seconds[: len(note_on)], seconds[len(note_on) :]
     offset = np.where(offset > onset, offset, onset + _SHORTEST_SECONDS)
     pitch, velocity = events.number[note_on], events.value[note_on]
-    order = np.lexsort((pitch, onset))
+    order = np.argsort(onset, kind="stable")  # in the order of pitch they are already
     return Notes(pitch[order], velocity[order], onset[order], offset[order])
 
 
@@ -151,114 +151,111 @@ def write_midi(notes: Notes, path: str | os.PathLike[str], *, tempo: float = 120
 def _pair(
     events: MidiEvents, tick: NDArray[np.int64], end_tick: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the notes: the event that starts each, and the tick at which it stops sounding."""
-    kind, channel = events.status & 0xF0, (events.status & 0x0F).astype(np.int64)
-    number, value = events.number, events.value
+    """Find the notes: the event that starts each, and the tick at which it stops sounding.
+
+    They are in the order of pitch, channel, track and place in the track.
+    """
+    kind, channel = events.status & 0xF0, events.status & 0x0F
+    value, track = events.value, events.track
     is_note = ((kind == _NOTE_ON) | (kind == _NOTE_OFF)) & (channel != _DRUM_CHANNEL)
-    note = np.flatnonzero(is_note)
+    is_start = is_note & (kind == _NOTE_ON) & (value > 0)
+    note = is_note.nonzero()[0]
     # Tracks lie one after the other, so a stable sort by the rest of the key groups by all of it.
     # Sorting 16-bit numbers is several times faster.
-    key = channel * 128 + number
-    note = note[np.argsort(key[note].astype(np.uint16), kind="stable")]
-    group = key[note] * len(end_tick) + events.track[note]
-    starts = (kind[note] == _NOTE_ON) & (value[note] > 0)
-    stops = ~starts & ~_unmatched(group, starts)
+    key = events.number.astype(np.uint16) << 4 | channel
+    note = note[np.argsort(key[note], kind="stable")]
+    note_key, note_track, starts = key[note], track[note], is_start[note]
+    is_first = np.ones(len(note), bool)
+    is_first[1:] = (note_key[1:] != note_key[:-1]) | (note_track[1:] != note_track[:-1])
+    first = is_first.nonzero()[0]
+    stops = ~starts & ~_unmatched(first, starts)
 
     note_on, note_off = note[starts], note[stops]
-    on_group, off_group = group[starts], group[stops]
+    on_count, off_count = (np.add.reduceat(x, first, dtype=np.int64) for x in (starts, stops))
+    on_end, off_end = np.cumsum(on_count), np.cumsum(off_count)
     # The k-th end of a group belongs to its k-th start.
-    place = np.arange(len(on_group)) - np.searchsorted(on_group, on_group)
-    partner = np.searchsorted(off_group, on_group) + place
-    ended = partner < np.searchsorted(off_group, on_group, side="right")
-    off_event = note_off[partner[ended]]
-    off_tick = end_tick[events.track[note_on]]
-    off_tick[ended] = tick[off_event]
+    partner = np.arange(len(note_on))
+    partner += np.repeat(off_end - off_count - on_end + on_count, on_count)
+    ended = partner < np.repeat(off_end, on_count)
 
-    pedal = np.flatnonzero((kind == _CONTROL_CHANGE) & (number == _SUSTAIN_PEDAL))
-    if len(pedal):
-        off_tick[ended] = _sustained(
-            tick,
-            note_on,
-            key,
-            off_event,
-            pedal,
-            value[pedal] >= _PEDAL_DOWN,
-        )
+    pedal = (kind == _CONTROL_CHANGE) & (events.number == _SUSTAIN_PEDAL)
+    press = pedal & (value >= _PEDAL_DOWN)
+    if press.any():
+        tick = _sustained(tick, channel, key, is_note, is_start, press, pedal & ~press)
+    off_tick = end_tick[track[note_on]]
+    off_tick[ended] = tick[note_off[partner[ended]]]
     return note_on, off_tick
 
 
-def _unmatched(group: NDArray[np.int64], starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark the ends that come when nothing sounds in their group (groups lie together)."""
-    if not len(group):
-        return np.zeros(0, bool)
-    first = np.concatenate(([True], np.diff(group) != 0))
-    number = np.cumsum(first) - 1
+def _unmatched(first: NDArray[np.int64], starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark the ends that come when nothing sounds in their group; groups begin at `first`."""
+    sizes = np.diff(first, append=len(starts))
     change = np.where(starts, 1, -1)
     balance = np.cumsum(change)
-    balance -= (balance - change)[first][number]
+    balance -= np.repeat(balance[first] - change[first], sizes)
+    if balance.min(initial=0) >= 0:
+        return np.zeros(len(starts), bool)
     # Lowering each group below the one before restarts the running minimum.
-    drop = number * (2 * len(group) + 2)
-    before = np.where(first, 0, np.concatenate(([0], balance[:-1]))) - drop
-    lowest_before = np.minimum.accumulate(before)
-    unmatched: NDArray[np.bool_] = ~starts & (balance - drop < lowest_before)
+    balance -= np.repeat(np.arange(len(first)) * (2 * len(starts) + 2), sizes)
+    lowest_before = np.minimum.accumulate(balance - change)
+    unmatched: NDArray[np.bool_] = ~starts & (balance < lowest_before)
     return unmatched
 
 
 def _sustained(
     tick: NDArray[np.int64],
-    note_on: NDArray[np.int64],
-    key: NDArray[np.int64],
-    off_event: NDArray[np.int64],
-    pedal: NDArray[np.int64],
-    is_down: NDArray[np.bool_],
+    channel: NDArray[np.uint8],
+    key: NDArray[np.uint16],
+    is_note: NDArray[np.bool_],
+    is_start: NDArray[np.bool_],
+    press: NDArray[np.bool_],
+    release: NDArray[np.bool_],
 ) -> NDArray[np.int64]:
     """Move the ends of notes to where the pedal, or the next onset of the key, lets them end.
 
     Args:
         tick: (events,) time of every event, all tracks.
-        note_on: the events that start a note.
-        key: (events,) channel * 128 + pitch (or controller number).
-        off_event: (n,) the events that end a note.
-        pedal: the events of the sustain pedal.
-        is_down: for each of them, whether it presses the pedal.
+        channel: (events,) 0-15.
+        key: (events,) pitch * 16 + channel.
+        is_note: (events,) which start or end a note.
+        is_start: (events,) which start a note.
+        press: (events,) which press the sustain pedal, at least one.
+        release: (events,) which release it.
 
     Returns:
-        int64 (n,), the tick at which each of the n notes stops sounding.
+        int64 (events,), for each that ends a note the tick at which it stops sounding.
     """
-    # Rank: the place in one stream of all tracks, as a synthesiser receives it.
-    count = len(tick) + 1
-    rank = np.empty(len(tick), np.int64)
-    by_time = np.argsort(tick, kind="stable")
-    rank[by_time] = np.arange(len(tick))
+    has_pedal = np.zeros(16, bool)
+    has_pedal[channel[press]] = True
+    stream = ((is_note | press | release) & has_pedal[channel]).nonzero()[0]
+    # All tracks in one stream, as a synthesiser receives them; then channel after channel.
+    stream = stream[np.argsort(tick[stream], kind="stable")]
+    stream = stream[np.argsort(channel[stream], kind="stable")]
+    at, on, press, release = tick[stream], channel[stream], press[stream], release[stream]
+    latest = np.maximum.accumulate(np.where(press | release, np.arange(len(stream)), 0))
+    held = press[latest] & (on[latest] == on)
+    following = _next(release)
+    is_released = release[following] & (on[following] == on)
+    let_go = np.where(is_released, at[following], tick.max())
+    stop = tick.copy()
+    stop[stream] = np.where(held, let_go, at)
 
-    place = (key[pedal] >> 7) * count + rank[pedal]
-    order = np.argsort(place)
-    place, is_down, pedal = place[order], is_down[order], pedal[order]
-    channel = place // count
-    was_down = np.zeros(len(place), bool)
-    was_down[1:] = is_down[:-1] & (channel[1:] == channel[:-1])
-    changes = is_down != was_down
-    place, is_down, pedal, channel = (x[changes] for x in (place, is_down, pedal, channel))
-    if not len(place):
-        return tick[off_event]
-    # Presses and releases alternate now: what follows a press on its channel is its release.
-    is_last = np.append(channel[1:] != channel[:-1], True)
-    release_tick = np.where(is_last, tick.max(), np.append(tick[pedal[1:]], 0))
+    note = stream[is_note[stream]]
+    note = note[np.argsort(key[note], kind="stable")]
+    starts, note_key, note_stop = is_start[note], key[note], stop[note]
+    following = _next(starts)
+    is_struck_again = starts[following] & (note_key[following] == note_key)
+    np.minimum(note_stop, tick[note][following], out=note_stop, where=is_struck_again)
+    stop[note] = note_stop
+    return stop
 
-    off_place = (key[off_event] >> 7) * count + rank[off_event]
-    latest = np.searchsorted(place, off_place) - 1
-    held = (latest >= 0) & is_down[latest] & (channel[latest] == key[off_event] >> 7)
 
-    on_place = np.sort(key[note_on] * count + rank[note_on])
-    next_on = np.searchsorted(on_place, key[off_event] * count + rank[off_event])
-    next_on = np.minimum(next_on, len(on_place) - 1)
-    struck_again = (on_place[next_on] // count == key[off_event]) & (
-        on_place[next_on] % count > rank[off_event]
-    )
-    next_tick = np.where(
-        struck_again, tick[by_time[on_place[next_on] % count]], np.iinfo(np.int64).max
-    )
-    return np.where(held, np.minimum(release_tick[latest], next_tick), tick[off_event])
+def _next(marked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return for each place the first one marked from there on, or else the last place."""
+    count = len(marked)
+    place = np.where(marked, np.arange(count), count - 1)
+    following: NDArray[np.int64] = np.minimum.accumulate(place[::-1])[::-1]
+    return following
 
 
 def _seconds(
@@ -280,10 +277,14 @@ def _seconds(
     if is_smpte:
         return tick / (_FRAME_RATES[frames] * ticks_per_frame)
     order = np.argsort(tempo_tick, kind="stable")
-    change_tick = np.concatenate(([0], tempo_tick[order])).astype(np.float64)
-    change_tempo = np.concatenate(([_DEFAULT_TEMPO], tempo[order])).astype(np.float64)
-    elapsed = np.concatenate(([0.0], np.cumsum(np.diff(change_tick) * change_tempo[:-1])))
-    current = np.searchsorted(change_tick, tick, side="right") - 1
+    change_tick = np.concatenate(([0.0], tempo_tick[order]))
+    change_tempo = np.concatenate(([float(_DEFAULT_TEMPO)], tempo[order]))
+    in_force = np.append(change_tick[1:] > change_tick[:-1], True)
+    change_tick, change_tempo = change_tick[in_force], change_tempo[in_force]
+    elapsed = np.zeros(len(change_tick))
+    np.cumsum(np.diff(change_tick) * change_tempo[:-1], out=elapsed[1:])
+    # One tempo for all is the common case.
+    current = np.searchsorted(change_tick, tick, side="right") - 1 if len(elapsed) > 1 else 0
     microseconds = elapsed[current] + (tick - change_tick[current]) * change_tempo[current]
     seconds: NDArray[np.float64] = microseconds / (1e6 * division)
     return seconds
