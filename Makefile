@@ -12,7 +12,7 @@ run: $(INSTALLED)
 	$(BIN)/python -m kmidi_mlx.hello --out out
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

@@ -24,6 +24,7 @@ __all__ = ["MAX_FILE_BYTES", "MidiEvents", "read_events"]
 MAX_FILE_BYTES = 8 * 2**20
 
 _PADDING = 8
+_LONGEST_DELTA = 4  # bytes of a variable-length number
 _SYSEX, _ESCAPE, _META = 0xF0, 0xF7, 0xFF
 _META_END_OF_TRACK, _META_SET_TEMPO = 0x2F, 0x51
 
@@ -93,7 +94,7 @@ def read_events(data: bytes, name: str) -> MidiEvents:
     data = data[: bounds[-1][1] if bounds else 0] + bytes(_PADDING)
     position, track = _walk(data, bounds, name)
     buffer = np.frombuffer(data, np.uint8)
-    delta, at, unended = _delta_times(buffer, position)
+    delta, at = _delta_times(buffer, position)
     elapsed = np.zeros(len(delta) + 1, np.int64)
     np.cumsum(delta, out=elapsed[1:])
     edges = np.searchsorted(track, np.arange(len(bounds) + 1))
@@ -107,13 +108,13 @@ def read_events(data: bytes, name: str) -> MidiEvents:
     own_status = status >= 0x80
     # A message without a status has that of the latest one before it.
     written = own_status.nonzero()[0]
-    status = np.repeat(status[written], np.diff(written, append=len(status)))
+    status = np.repeat(status[written], np.append(written[1:], len(status)) - written)
     channel_at += own_status
     number, value = buffer[channel_at], buffer[channel_at + 1]
     value *= (status & 0xE0) != 0xC0
-    broken = np.append(channel[(number | value) >= 0x80], unended)
-    if len(broken):
-        first = int(broken.min())
+    broken = (number | value) >= 0x80
+    if broken.any():
+        first = int(channel[np.argmax(broken)])
         raise _damaged(name, int(track[first]), int(position[first]))
 
     at = at[system]
@@ -248,9 +249,12 @@ def _after_event(data: bytes, at: int, end: int, running_size: int) -> tuple[int
 
     The former is `end` after the end of the track, and beyond `end` for what cannot be read.
     """
+    delta_at = at
     while data[at] >= 0x80:
         at += 1
     at += 1
+    if at - delta_at > _LONGEST_DELTA:
+        return end + 1, running_size
     status = data[at]
     if status < 0x80:
         return (at + running_size if running_size else end + 1), running_size
@@ -283,23 +287,18 @@ def _after_system_event(data: bytes, at: int, end: int) -> int:
 
 def _delta_times(
     buffer: NDArray[np.uint8], position: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Read the variable-length numbers at `position`.
-
-    Returns:
-        Their values, where the bytes after them are, and (k,) the indices of those that are longer
-        than the four bytes allowed.
-    """
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Read the variable-length numbers at `position`; return them and where the bytes after are."""
     byte = buffer[position]
     at = position + 1
     value = (byte & 0x7F).astype(np.int64)
     going_on = (byte >= 0x80).nonzero()[0]
-    for _ in range(3):
+    while len(going_on):
         byte = buffer[at[going_on]]
         at[going_on] += 1
         value[going_on] = value[going_on] << 7 | (byte & 0x7F)
         going_on = going_on[byte >= 0x80]
-    return value, at, going_on
+    return value, at
 
 
 def _damaged(name: str, track: int, position: int) -> KmidiError:

@@ -189,7 +189,7 @@ def _pair(
 
 def _unmatched(first: NDArray[np.int64], starts: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Mark the ends that come when nothing sounds in their group; groups begin at `first`."""
-    sizes = np.diff(first, append=len(starts))
+    sizes = np.append(first[1:], len(starts)) - first
     change = np.where(starts, 1, -1)
     balance = np.cumsum(change)
     balance -= np.repeat(balance[first] - change[first], sizes)
@@ -252,10 +252,9 @@ def _sustained(
 
 def _next(marked: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return for each place the first one marked from there on, or else the last place."""
-    count = len(marked)
-    place = np.where(marked, np.arange(count), count - 1)
-    following: NDArray[np.int64] = np.minimum.accumulate(place[::-1])[::-1]
-    return following
+    stretch_end = np.append(marked.nonzero()[0], len(marked) - 1)
+    stretch_begin = np.concatenate(([-1], stretch_end[:-1]))
+    return np.repeat(stretch_end, stretch_end - stretch_begin)
 
 
 def _seconds(

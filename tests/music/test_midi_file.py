@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import errno
+import io
 import os
 import struct
 import time
