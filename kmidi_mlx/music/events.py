@@ -87,30 +87,34 @@ def encode(notes: Notes) -> NDArray[np.uint16]:
     pitch, velocity, onset, offset = separate_repeats(notes.pitch, notes.velocity, onset, offset)
     count = len(pitch)
 
-    velocity_bin = (velocity - 1) // _VELOCITIES_PER_BIN
-    bin_changes = np.ones(count, bool)
-    np.not_equal(velocity_bin[1:], velocity_bin[:-1], out=bin_changes[1:])
+    velocity_event = np.zeros(2 * count, np.uint16)
+    velocity_event[count:] = (velocity - 1) // _VELOCITIES_PER_BIN
+    velocity_event[count:] += VELOCITY
+    unchanged = velocity_event[count + 1 :] == velocity_event[count:-1]
+    velocity_event[count + 1 :][unchanged] = 0
 
     # Ends stand first, so that a stable sort by step leaves them before the starts of that step:
     # every note that ends at a step began earlier than those that start there.
     step = np.concatenate((offset, onset))
-    order = np.argsort(step, kind="stable")
-    step = step[order]
-    event = np.concatenate((NOTE_OFF + pitch.astype(np.uint16), pitch.astype(np.uint16)))[order]
-    velocity_event = np.zeros(2 * count, np.uint16)
-    velocity_event[count:] = np.where(bin_changes, VELOCITY + velocity_bin.astype(np.uint16), 0)
-    velocity_event = velocity_event[order]
+    # Sorting 16-bit numbers is several times faster, and 11 minutes fit into them.
+    order = np.argsort(step.astype(np.uint16) if step.max() < 2**16 else step, kind="stable")
+    step, velocity_event = step[order], velocity_event[order]
     has_velocity = velocity_event != 0
+    event = np.concatenate((pitch, pitch)).astype(np.uint16)
+    event[:count] += NOTE_OFF
+    event = event[order]
 
-    gap = np.diff(step, prepend=0)
-    shifts = (gap + (MAX_SHIFT_STEPS - 1)) // MAX_SHIFT_STEPS
-    last = np.cumsum(shifts + has_velocity + 1) - 1
-
+    # Before each event stand its shifts of 1 s, then the rest (1-100 steps), then its velocity.
+    gap = step.copy()
+    gap[1:] -= step[:-1]
+    full_shifts = (gap - 1) // MAX_SHIFT_STEPS  # -1 without a gap, as there is no rest either
+    last = np.cumsum(full_shifts + has_velocity + 2) - 1
     ids = np.full(int(last[-1]) + 1, TIME_SHIFT + MAX_SHIFT_STEPS - 1, np.uint16)
+    # An event without a velocity, or without a rest, writes it to a place that belongs to one of
+    # the lines below. That is faster than to pick the others.
+    ids[last - 1] = velocity_event
+    ids[last - has_velocity - 1] = TIME_SHIFT - 1 + gap - full_shifts * MAX_SHIFT_STEPS
     ids[last] = event
-    ids[last[has_velocity] - 1] = velocity_event[has_velocity]
-    moves = gap > 0
-    ids[(last - has_velocity - 1)[moves]] = TIME_SHIFT + (gap[moves] - 1) % MAX_SHIFT_STEPS
     return ids
 
 

@@ -136,21 +136,22 @@ def separate_repeats(
     if not len(pitch):
         return pitch, velocity, onset, offset
     by_pitch = np.argsort(pitch, kind="stable")
-    start, end = onset[by_pitch], offset[by_pitch]
-    same_pitch = np.diff(pitch[by_pitch]) == 0
+    sorted_pitch, start, end = pitch[by_pitch], onset[by_pitch], offset[by_pitch]
+    same_pitch = sorted_pitch[1:] == sorted_pitch[:-1]
     together = same_pitch & (start[1:] == start[:-1])
-    if together.any():
-        first = np.flatnonzero(np.concatenate(([True], ~together)))
+    some_together = bool(together.any())
+    if some_together:
+        first = np.append(True, ~together).nonzero()[0]
         velocity = velocity.copy()
         velocity[by_pitch[first]] = np.maximum.reduceat(velocity[by_pitch], first)
         by_pitch, start, end = by_pitch[first], start[first], np.maximum.reduceat(end, first)
         same_pitch = same_pitch[first[1:] - 1]
     end[:-1] = np.where(same_pitch, np.minimum(end[:-1], start[1:]), end[:-1])
-    separated = np.empty_like(offset)
+    separated = np.zeros_like(offset)
     separated[by_pitch] = end
-    if len(by_pitch) == len(pitch):
+    if not some_together:
         return pitch, velocity, onset, separated
-    kept = np.sort(by_pitch)
+    kept = separated.nonzero()[0]  # an end is never 0
     return pitch[kept], velocity[kept], onset[kept], separated[kept]
 
 
