@@ -69,6 +69,7 @@ def main(argv: list[str]) -> int:
         "arousal": emotion.arousal if emotion else None,
         "seed": args.seed,
         "checkpoint": str(loaded.path),
+        "synthetic": bool(loaded.metadata.get("synthetic")),
     }
     if args.json:
         print(json.dumps(result))

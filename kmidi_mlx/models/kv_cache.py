@@ -14,7 +14,7 @@ import numpy as np
 from kmidi_mlx.config import MidiTransformerConfig
 
 # attention reads every slot, so steps are small; each size is one more compiled graph
-CAPACITY_STEP = 256
+CAPACITY_STEP = 128
 # Rotary angles lose precision as positions grow; past this many contexts they are moved back.
 REBASE_CONTEXTS = 4
 
