@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +97,7 @@ def content_digest(data: bytes) -> str:
 def _read(path: Path, note: dict[str, Any]) -> bytes:
     try:
         status = path.stat()
-        if not path.is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise KmidiError("not a regular file")
         note.update(size=status.st_size, mtime_ns=status.st_mtime_ns)
         if status.st_size > MAX_FILE_BYTES:
@@ -172,7 +174,7 @@ def _keys(values: dict[str, Any]) -> list[_Span]:
     main, segments = values.get("key"), values.get("key_segments")
     whole = 0 if main is None else parse_key(main)
     if not segments:
-        return [(0.0, np.inf, whole)] if whole else []
+        return [(0.0, math.inf, whole)] if whole else []
     spans: list[_Span] = []
     end = 0.0
     for start, stop, name in segments:
@@ -181,7 +183,7 @@ def _keys(values: dict[str, Any]) -> list[_Span]:
             spans.append((end, start, whole))
         spans.append((start, stop, parse_key(name)))
         end = stop
-    return [*spans, (end, np.inf, whole)]
+    return [*spans, (end, math.inf, whole)]
 
 
 def _changes(spans: list[_Span]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -203,6 +205,6 @@ def _changes(spans: list[_Span]) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
             change(end, 0)
         change(start, value)
         end = stop
-    if spans and np.isfinite(end):
+    if spans and math.isfinite(end):
         change(end, 0)
     return np.array(steps, np.int32), np.array(ids, np.uint8)

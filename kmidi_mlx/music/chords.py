@@ -7,6 +7,7 @@ Gómez, "Symbolic representation of musical chords", ISMIR 2005). Lead-sheet nam
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -75,6 +76,7 @@ _MAJOR_WORDS = ("", "maj", "major", "M")
 _MINOR_WORDS = ("min", "minor", "m")
 
 
+@functools.lru_cache(maxsize=4096)  # a song has hundreds of chords, but few symbols
 def parse_chord(symbol: str) -> int:
     """Return the id of a chord symbol.
 
@@ -134,6 +136,7 @@ def transpose_chord(chord: int, semitones: int) -> int:
     return _FIRST_CHORD + (root + semitones) % 12 * len(QUALITIES) + quality
 
 
+@functools.lru_cache(maxsize=4096)
 def parse_key(name: str) -> int:
     """Return the id of a key name such as `Gb:maj`, `C:min`, `Am`, `F# minor`, `D` or `X`.
 
@@ -202,17 +205,19 @@ class ChordSegments:
                 number (from 1) are in the message.
         """
         parsed: list[tuple[float, float, int]] = []
+        earliest = -math.inf
         for number, row in enumerate(rows, start=1):
-            start, end, symbol = _span(row, f"{where}, row {number}")
-            if parsed and start < parsed[-1][1] - _OVERLAP_SECONDS:
-                raise KmidiError(
-                    f"{where}, row {number}: the chord starts at {start:g} s, before the one above "
-                    f"it ends ({parsed[-1][1]:g} s); put the chords in order without overlap."
-                )
             try:
+                start, end, symbol = _span(row)
+                if start < earliest - _OVERLAP_SECONDS:
+                    raise KmidiError(
+                        f"the chord starts at {start:g} s, before the one above it ends "
+                        f"({earliest:g} s); put the chords in order without overlap."
+                    )
                 parsed.append((start, end, parse_chord(symbol)))
             except KmidiError as error:
                 raise KmidiError(f"{where}, row {number}: {error}") from error
+            earliest = end
         starts, ends, chords = zip(*parsed, strict=True) if parsed else ((), (), ())
         return cls(np.array(starts, float), np.array(ends, float), np.array(chords, np.uint8))
 
@@ -259,8 +264,8 @@ def read_key(path: Path | str) -> int:
     """
     seconds = np.zeros(KEY_COUNT)
     for number, row in enumerate(_read_rows(path), start=1):
-        start, end, name = _span(row, f"{path}, row {number}")
         try:
+            start, end, name = _span(row)
             seconds[parse_key(name)] += end - start
         except KmidiError as error:
             raise KmidiError(f"{path}, row {number}: {error}") from error
@@ -275,19 +280,19 @@ def _read_rows(path: Path | str) -> list[list[str]]:
     return [line.split(maxsplit=2) for line in text.rstrip().splitlines()]
 
 
-def _span(row: Sequence[object], where: str) -> tuple[float, float, str]:
+def _span(row: Sequence[object]) -> tuple[float, float, str]:
     try:
-        start, end, symbol = row
-        span = float(start), float(end)  # type: ignore[arg-type]
+        begin, stop, symbol = row
+        start, end = float(begin), float(stop)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise KmidiError(
-            f"{where}: expected start and end in seconds and a symbol, got {list(row)!r}."
+            f"expected start and end in seconds and a symbol, got {list(row)!r}."
         ) from error
-    if not (math.isfinite(span[1]) and 0.0 <= span[0] < span[1]):
-        raise KmidiError(f"{where}: {span[0]:g} to {span[1]:g} s is not a stretch of time.")
+    if not 0.0 <= start < end < math.inf:
+        raise KmidiError(f"{start:g} to {end:g} s is not a stretch of time.")
     if not isinstance(symbol, str):
-        raise KmidiError(f"{where}: the symbol has to be text, got {symbol!r}.")
-    return *span, symbol
+        raise KmidiError(f"the symbol has to be text, got {symbol!r}.")
+    return start, end, symbol
 
 
 def _pitch_class(letter: str, accidentals: str) -> int:

@@ -204,8 +204,8 @@ def _unmatched(first: NDArray[np.int64], starts: NDArray[np.bool_]) -> NDArray[n
 
 def _sustained(
     tick: NDArray[np.int64],
-    channel: NDArray[np.uint8],
-    key: NDArray[np.uint16],
+    channel: NDArray[np.integer],
+    key: NDArray[np.integer],
     is_note: NDArray[np.bool_],
     is_start: NDArray[np.bool_],
     press: NDArray[np.bool_],

@@ -134,8 +134,9 @@ def _rolled(major: ArrayLike, minor: ArrayLike) -> _Floats:
 
 
 def _standardised(rows: _Floats) -> _Floats:
-    centred = rows - rows.mean(axis=-1, keepdims=True)
-    scale = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True))
+    count = rows.shape[-1]
+    centred = rows - rows.sum(axis=-1, keepdims=True) / count
+    scale = np.sqrt(np.square(centred).sum(axis=-1, keepdims=True) / count)
     result: _Floats = centred / (scale + _TINY)
     return result
 
@@ -437,11 +438,13 @@ def _silence_in_cells(onset: _Floats, edges: _Floats) -> _Floats:
     begin, end = begin[silent], end[silent]
     if not len(begin):
         return np.zeros(len(edges) - 1)
-    total = np.cumsum(end - begin)
+    length = end - begin
+    total = np.cumsum(length)
     # Silence up to a time is piecewise linear between the pauses' ends.
-    times = np.stack([begin, end], axis=1).ravel()
-    upto = np.stack([total - (end - begin), total], axis=1).ravel()
-    at_edges = np.interp(edges, times, upto)
+    times, upto = np.empty((2, len(begin), 2))
+    times[:, 0], times[:, 1] = begin, end
+    upto[:, 0], upto[:, 1] = total - length, total
+    at_edges = np.interp(edges, times.ravel(), upto.ravel())
     result: _Floats = np.maximum(at_edges[1:] - at_edges[:-1], 0.0)
     return result
 

@@ -127,7 +127,7 @@ def separate_repeats(
     Args:
         pitch: (n,) MIDI pitch.
         velocity: (n,) MIDI velocity.
-        onset: (n,) start of each note in whole ticks or steps, ascending.
+        onset: (n,) start of each note in whole ticks or steps, ascending, >= 0.
         offset: (n,) end of each note, > onset.
 
     Returns:
