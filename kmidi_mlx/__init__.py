@@ -1,3 +1,3 @@
-"""kmidi: emotion-steered piano music and 3D clouds in real time, written in MLX."""
+"""kmidi: piano music that follows a feeling, written event by event in MLX."""
 
 __version__ = "0.1.0"

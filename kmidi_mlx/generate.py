@@ -24,12 +24,16 @@ LONGEST_SECONDS = 3600.0
 def main(argv: list[str]) -> int:
     """Parse the flags, write the piece, say what was written."""
     args = _parser().parse_args(argv)
+    if args.out.suffix.lower() not in (".mid", ".midi"):
+        raise KmidiError(f"--out {args.out}: give a name that ends in .mid.")
+    if args.wav is not None and args.wav.suffix.lower() != ".wav":
+        raise KmidiError(f"--wav {args.wav}: give a name that ends in .wav.")
     if not 0 < args.seconds <= LONGEST_SECONDS:
         raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 3600.")
     if args.seed < 0:
         raise KmidiError(f"--seed {args.seed}: give 0 or more.")
     emotion = _emotion(args)
-    changes = [_change(text) for text in args.changes]
+    changes = [_change(text, args.seconds) for text in args.changes]
     chord = parse_chord(args.chord) if args.chord else 0
     key = parse_key(args.key) if args.key else 0
     prompt = encode(read_midi(args.prompt)) if args.prompt else ()
@@ -44,7 +48,9 @@ def main(argv: list[str]) -> int:
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     sampling = _sampling(loaded.config.sampling, args)
-    _make_room(args.out)
+    _make_room("--out", args.out)
+    if args.wav is not None:
+        _make_room("--wav", args.wav)
     with Progress(round(args.seconds), "generate", "s of music") as progress:
         ids = generate(
             loaded.model,
@@ -60,8 +66,14 @@ def main(argv: list[str]) -> int:
         )
     notes = decode(ids)
     write_midi(notes, args.out)
+    if args.wav is not None:
+        # imported late, as only this needs the libraries of the audio room
+        from kmidi_mlx.audio import render, write_wav
+
+        write_wav(args.wav, render(notes))
     result = {
         "out": str(args.out),
+        **({"wav": str(args.wav)} if args.wav is not None else {}),
         "seconds": round(notes.duration_seconds, 2),
         "notes": len(notes),
         "events": len(ids),
@@ -69,14 +81,28 @@ def main(argv: list[str]) -> int:
         "arousal": emotion.arousal if emotion else None,
         "seed": args.seed,
         "checkpoint": str(loaded.path),
+        "changes": [
+            {"seconds": time, "valence": then.valence, "arousal": then.arousal}
+            for time, then in changes
+        ],
+        "prompt": str(args.prompt) if args.prompt else None,
+        "chord": args.chord,
+        "key": args.key,
+        "sampling": dataclasses.asdict(sampling),
         "synthetic": bool(loaded.metadata.get("synthetic")),
     }
+    if not len(notes):
+        print("note: the model wrote only silence; try another --seed", file=sys.stderr)
     if args.json:
         print(json.dumps(result))
     else:
-        felt = f"{emotions.nearest_label(emotion)}" if emotion else "no emotion given"
+        felt = " then ".join(
+            emotions.nearest_label(e) if e else "no emotion given"
+            for e in (emotion, *(then for _, then in changes))
+        )
+        written = f"{args.out} and {args.wav}" if args.wav is not None else f"{args.out}"
         print(
-            f"wrote {args.out}: {result['seconds']} s, {len(notes)} notes, {felt}, seed {args.seed}"
+            f"wrote {written}: {result['seconds']} s, {len(notes)} notes, {felt}, seed {args.seed}"
         )
     return 0
 
@@ -86,7 +112,15 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="MIDI file to write"
     )
-    parser.add_argument("--seconds", type=float, default=30.0, help="length (default: 30)")
+    parser.add_argument(
+        "--wav", type=Path, metavar="FILE", help="also render the piece on a grand piano"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=30.0,
+        help="length, after the prompt if there is one (default: 30)",
+    )
     parser.add_argument("--emotion", metavar="LABEL", help="happy, sad, angry, calm, ...")
     parser.add_argument("--valence", type=float, help="-1 (unpleasant) to 1 (pleasant)")
     parser.add_argument("--arousal", type=float, help="-1 (quiet) to 1 (excited)")
@@ -137,22 +171,24 @@ def _emotion(args: argparse.Namespace) -> emotions.Emotion | None:
     return emotions.Emotion.of(args.valence, args.arousal, args.intensity)
 
 
-def _make_room(out: Path) -> None:
-    """Make the folder of the file to write, before minutes go into what could not be kept."""
-    if out.is_dir():
-        raise KmidiError(f"--out {out} is a folder; add the name of a file.")
+def _make_room(flag: str, file: Path) -> None:
+    """Make the folder of a file to write, before minutes go into what could not be kept."""
+    if file.is_dir():
+        raise KmidiError(f"{flag} {file} is a folder; add the name of a file.")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise KmidiError(f"cannot make the folder {out.parent}: {error.strerror}.") from error
+        raise KmidiError(f"cannot make the folder {file.parent}: {error.strerror}.") from error
 
 
-def _change(text: str) -> tuple[float, emotions.Emotion]:
+def _change(text: str, length: float) -> tuple[float, emotions.Emotion]:
     time, _, feeling = text.partition(":")
     try:
         seconds = float(time)
-        if not 0 <= seconds <= LONGEST_SECONDS or not feeling:
+        if not seconds >= 0 or not feeling:
             raise ValueError
+        if seconds >= length:
+            raise KmidiError(f"--then {text!r} comes after the end; --seconds is {length:g}.")
         if "," not in feeling:
             return seconds, emotions.from_label(feeling)
         valence, arousal = (float(number) for number in feeling.split(","))
@@ -172,7 +208,7 @@ def _sampling(trained: SamplingConfig, args: argparse.Namespace) -> SamplingConf
     try:
         return dataclasses.replace(trained, **given)
     except ConfigError as error:
-        raise KmidiError(f"--{error.key.replace('_', '-')}: {error.problem}") from error
+        raise KmidiError(f"--{error.key.replace('_', '-')}: {error.problem}.") from error
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ writes a piece. Run again, it uses what is there already.
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -27,7 +29,9 @@ SECONDS = 20.0
 def main(argv: list[str]) -> int:
     """Prepare, train, write, and say what was done and what to do next."""
     parser = CommandParser(prog="kmidi hello", description=(__doc__ or "").partition("\n\n")[2])
-    parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), metavar="DIR", help="where to write (default: out)"
+    )
     args = parser.parse_args(argv)
     if fast_blas_missing():
         print(f"hint: `{INSTALL_HINT}` makes this about ten times faster here", file=sys.stderr)
@@ -53,15 +57,18 @@ def _train(work: Path, interruption: Interruption) -> list[str]:
             "midi_generator", [folder / "hello.yaml"], [f"data.path={str(data)!r}"]
         )
     resume = (model / checkpoint.LAST).exists()
-    print("training a small model for about a minute", file=sys.stderr)
+    before = _steps_done(model)
+    if before < config.training.max_steps:
+        print("training a small model for about a minute", file=sys.stderr)
     with checkpoint.exclusive(model):
         outcome = train_midi_generator(config, model, resume, interruption)
     done, summary = outcome.progression, report.summary
     sides = summary.splits.values() if summary else ()
+    did = "trained  " if done.step > before else "trained before:"
     pieces, tokens = sum(side.pieces for side in sides), sum(side.tokens for side in sides)
     return [
         f"prepared  {pieces} pieces, {tokens:,} events: {data}",
-        f"trained   {done.step} steps, {int(done.tokens):,} events, {done.seconds:.0f} s; "
+        f"{did} {done.step} steps, {int(done.tokens):,} events, {done.seconds:.0f} s; "
         f"held-out pieces: {done.best_loss:.2f} nats per event (5.96: knows nothing): {model}",
     ]
 
@@ -86,15 +93,34 @@ def _write(model: Path, piece: Path) -> list[str]:
 
 
 def _next(work: Path, piece: Path) -> list[str]:
+    kmidi = _how_to_call()
     return [
-        "A minute of training knows notes and rhythms, not yet music. What next:",
-        f"  listen            open {piece}",
-        f"  another feeling   kmidi generate --checkpoint {work / 'model'} --emotion sad "
-        f"--out {piece.parent / 'sad.mid'}",
-        "  your own music    kmidi prepare midi FOLDER --out data/midi",
-        "  the real model    kmidi train --config configs/midi_generator.yaml --data data/midi",
-        f"  start over        remove {work}",
+        "A minute of training knows notes and rhythms; music and feelings take hours. What next:",
+        f"  listen           open {piece}",
+        f"  write another    {kmidi} generate --checkpoint {work / 'model'} --seed 2 "
+        f"--out {piece.parent / 'second.mid'}",
+        f"  your own music   {kmidi} prepare midi FOLDER --out data/midi",
+        f"  a real model     {kmidi} train --config configs/midi_generator.yaml "
+        "--config configs/m4_16gb.yaml --data data/midi",
+        f"  start over       remove {work}",
     ]
+
+
+def _steps_done(model: Path) -> int:
+    """Steps of an earlier run in the folder; 0 when there is none."""
+    save = model / checkpoint.LAST
+    if not save.exists():
+        return 0
+    progression = checkpoint.load_arrays(save)[1].get("progression", {})
+    return int(progression.get("step", 0)) if isinstance(progression, dict) else 0
+
+
+def _how_to_call() -> str:
+    """The command's name, with its folder where the shell would not find it."""
+    if shutil.which("kmidi"):
+        return "kmidi"
+    beside = Path(sys.executable).parent / "kmidi"
+    return os.path.relpath(beside) if beside.exists() else f"{sys.executable} -m kmidi_mlx"
 
 
 if __name__ == "__main__":

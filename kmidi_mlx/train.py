@@ -23,7 +23,8 @@ REASONS = {
 def main(argv: list[str]) -> int:
     """Parse the flags, train, print where the result is."""
     parser = CommandParser(prog="kmidi train", description="Train a model on this machine.")
-    parser.add_argument("--model", choices=sorted(RUN_CONFIGS), default=MidiGeneratorConfig.name)
+    parser.add_argument("--model", choices=sorted(RUN_CONFIGS), default=MidiGeneratorConfig.name,
+        help="what to train (default: midi_generator)")
     parser.add_argument("--data", metavar="DIR", help="prepared music (sets data.path)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
@@ -40,13 +41,15 @@ def main(argv: list[str]) -> int:
     files, overrides = list(args.config_files), list(args.overrides)
     if args.data is not None:
         overrides.append(f"data.path={json.dumps(args.data)}")
+    started = (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists()
     if args.resume:
         if not (out / checkpoint.CONFIG).exists():
             raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
         files.insert(0, out / checkpoint.CONFIG)
-    elif (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists():
+    config = load_config(args.model, files, overrides)
+    if started and not args.resume:
         raise KmidiError(f"{out} already holds a run; use --resume to go on or give another --out.")
-    return _train(load_config(args.model, files, overrides), out, args.resume, args.json)
+    return _train(config, out, args.resume, args.json)
 
 
 def _train(config: MidiGeneratorConfig, out: Path, resume: bool, as_json: bool) -> int:
@@ -54,7 +57,9 @@ def _train(config: MidiGeneratorConfig, out: Path, resume: bool, as_json: bool) 
     from kmidi_mlx.training.run import train_midi_generator
 
     with interruptible() as interruption, checkpoint.exclusive(out):
-        outcome = train_midi_generator(config, out, resume, interruption)
+        outcome = train_midi_generator(
+            config, out, resume, interruption, lambda line: print(line, file=sys.stderr)
+        )
     done = outcome.progression
     result = {
         "reason": outcome.reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import subprocess
 import sys
@@ -14,6 +15,19 @@ import kmidi_mlx
 PACKAGE = Path(kmidi_mlx.__file__).parent
 FRAMEWORK_FLOORS = ("models", "generation", "training", "evaluation")
 COMMANDS = ("train", "generate", "evaluate", "prepare", "hello", "__main__")
+
+# the floor of every room, as in docs/architecture.md
+FLOORS = {
+    **dict.fromkeys(
+        ("errors", "config", "config_file", "strict_yaml", "emotion", "atomic", "command",
+         "console", "blas"), 0,
+    ),
+    **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint"), 1),
+    "data": 2,
+    **dict.fromkeys(("models", "generation"), 3),
+    **dict.fromkeys(("training", "evaluation"), 4),
+    **dict.fromkeys(COMMANDS, 5),
+}  # fmt: skip
 
 IMPORT_WITHOUT_FRAMEWORKS = """
 import importlib, sys
@@ -35,6 +49,29 @@ def _modules() -> list[str]:
 def _import_blocked(*names: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", IMPORT_WITHOUT_FRAMEWORKS, *names]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _imported_rooms(path: Path) -> set[str]:
+    """Rooms of this package that a file imports, also inside functions."""
+    rooms: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "kmidi_mlx":
+            rooms |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kmidi_mlx."):
+            rooms.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            rooms |= {name[1] for name in names if name[0] == "kmidi_mlx" and len(name) > 1}
+    return rooms
+
+
+def test_rooms_import_nothing_from_above() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py"]
+    assert len(files) > 50
+    for path in files:
+        own = FLOORS[path.relative_to(PACKAGE).parts[0].removesuffix(".py")]
+        above = {room for room in _imported_rooms(path) if FLOORS.get(room, 0) > own}
+        assert not above, f"{path.relative_to(PACKAGE)} imports from above: {sorted(above)}"
 
 
 def test_lower_floors_need_no_framework() -> None:

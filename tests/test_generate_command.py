@@ -110,7 +110,14 @@ def test_json_is_all_there_is_on_stdout(
         "arousal": -0.25,
         "seed": 3,
         "checkpoint": str(tiny_run / "best.safetensors"),
+        "changes": [],
+        "prompt": None,
+        "chord": None,
+        "key": None,
+        "sampling": result["sampling"],
+        "synthetic": True,
     }
+    assert result["sampling"]["top_k"] == 40
     assert result["events"] > 2 * len(notes)
     assert run(generate.main, ["--out", str(out), "--json", *flags]) == 0
     assert json.loads(capsys.readouterr().out)["valence"] is None
@@ -277,11 +284,13 @@ def test_a_place_that_cannot_be_written_is_one_line(
     tmp_path: Path, flags: list[str], capsys: Captured
 ) -> None:
     (tmp_path / "file").write_text("")
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.mid").mkdir()
     line = complaint(capsys, ["--out", str(tmp_path / "file" / "out.mid"), *flags])
     assert f"cannot make the folder {tmp_path / 'file'}: File exists" in line
-    line = complaint(capsys, ["--out", str(tmp_path / "folder"), *flags])
-    assert f"--out {tmp_path / 'folder'} is a folder" in line
+    line = complaint(capsys, ["--out", str(tmp_path / "folder.mid"), *flags])
+    assert f"--out {tmp_path / 'folder.mid'} is a folder" in line
+    line = complaint(capsys, ["--out", str(tmp_path / "out.wav"), *flags])
+    assert "give a name that ends in .mid" in line
 
 
 def test_a_copied_file_is_enough_to_generate(

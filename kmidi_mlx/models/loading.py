@@ -54,6 +54,11 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
             weights are not finite or do not fit its configuration.
     """
     file = path / checkpoint.BEST if path.is_dir() else path
+    if not file.exists():
+        raise KmidiError(
+            f"no such checkpoint: {file}; train one with `kmidi train`, or name one with "
+            "--checkpoint (`kmidi hello` leaves a small one in out/hello/model)."
+        )
     arrays, metadata = checkpoint.load_arrays(file)
     if metadata.get("model") != MidiGeneratorConfig.name:
         raise KmidiError(

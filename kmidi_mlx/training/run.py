@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from kmidi_mlx import checkpoint
+from kmidi_mlx.blas import blas_name
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import MidiGeneratorConfig
 from kmidi_mlx.config_file import save_config
 from kmidi_mlx.data.shards import ShardReader
+from kmidi_mlx.training.memory import physical_bytes, require_memory
 from kmidi_mlx.training.midi_task import MidiTask
 from kmidi_mlx.training.tracker import JsonLinesTracker
 from kmidi_mlx.training.trainer import Outcome, Trainer
 
 
 def train_midi_generator(
-    config: MidiGeneratorConfig, folder: Path, resume: bool, interruption: Interruption
+    config: MidiGeneratorConfig,
+    folder: Path,
+    resume: bool,
+    interruption: Interruption,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Train the MIDI generator into a checkpoint folder, which the caller holds.
 
@@ -26,16 +34,33 @@ def train_midi_generator(
         folder: checkpoint folder.
         resume: go on from its last save, or from the start when it was cut short before the first.
         interruption: asks the run to stop at the next step.
+        announce: called with a line about what is going to be trained.
 
     Raises:
-        KmidiError: when data or save cannot be used, or training diverges.
+        KmidiError: when data or save cannot be used, memory is too small, or training diverges.
     """
     if config.training.memory_gb > 0:
         mx.set_memory_limit(int(config.training.memory_gb * 1e9))
     task = MidiTask(config, ShardReader(config.data.path))
+    parameters = sum(array.size for _, array in tree_flatten(task.model.parameters()))
+    capped = int(config.training.memory_gb * 1e9) or physical_bytes()
+    require_memory(config, parameters, min(capped, physical_bytes()))
     resume = resume and (folder / checkpoint.LAST).exists()
     trainer = Trainer(task, folder, resume)
+    announce(_announcement(config, parameters, task.steps_per_epoch))
     save_config(config, folder / checkpoint.CONFIG)
     resume_step = trainer.progression.step if resume else None
     trainer.trackers.append(JsonLinesTracker(folder / checkpoint.METRICS, resume_step))
     return trainer.train(interruption)
+
+
+def _announcement(config: MidiGeneratorConfig, parameters: int, steps_per_epoch: int) -> str:
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    place = "the GPU" if on_gpu else f"the CPU ({blas_name()})"
+    line = (
+        f"{config.name}: {parameters / 1e6:.1f}M parameters, {steps_per_epoch} steps an epoch, "
+        f"{config.training.precision} on {place}; the first step compiles"
+    )
+    if not on_gpu and config.training.precision != "fp32":
+        line += "\nhint: half precision is slow on a CPU; add --set training.precision=fp32"
+    return line

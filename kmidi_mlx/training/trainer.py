@@ -134,6 +134,9 @@ class Trainer:
                     self._one_step(batches, progress, started)
             if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
                 self._evaluate(progress)
+            elif reason == "interrupted" and not self.progression.evaluated_step:
+                # something to listen to; the first evaluation of a resumed run replaces it
+                self._save_best(None)
             self.progression = replace(self.progression, seconds=time.monotonic() - started)
             self._save()
         return Outcome(
@@ -245,7 +248,7 @@ class Trainer:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
 
-    def _save_best(self, metric: float) -> None:
+    def _save_best(self, metric: float | None) -> None:
         weights = tree_flatten(self._step.weights_to_use())
         checkpoint.save_arrays(
             self._folder / checkpoint.BEST,
@@ -276,6 +279,7 @@ class Trainer:
     def _load(self) -> Progression:
         path = self._folder / checkpoint.LAST
         arrays, metadata = checkpoint.load_arrays(path)
+        self._require_same_model(metadata.get("config"))
         expected = {name: array.shape for name, array in self._step.state_arrays().items()}
         checkpoint.check_names(path, arrays, expected)
         try:
@@ -284,3 +288,15 @@ class Trainer:
             raise KmidiError(f"{path} does not say how far its run was; start anew.") from None
         self._step.load_state_arrays({name: mx.array(array) for name, array in arrays.items()})
         return progression
+
+    def _require_same_model(self, saved: Any) -> None:
+        """Name the sizes that a resume tries to change, before arrays that do not fit do."""
+        now = config_to_dict(self._config)["model"]
+        before = saved.get("model", {}) if isinstance(saved, dict) else {}
+        changed = [name for name, value in before.items() if now.get(name, value) != value]
+        if changed:
+            name = changed[0]
+            raise KmidiError(
+                f"model.{name} is {before[name]} in the run in {self._folder} and cannot become "
+                f"{now[name]} on --resume; start a new run in another --out."
+            )

@@ -360,6 +360,17 @@ def test_an_interrupted_and_resumed_run_ends_as_if_it_had_not_been(
     assert ends[0] == ends[1]
 
 
+def test_a_run_interrupted_before_it_was_judged_leaves_weights_to_use(tmp_path: Path) -> None:
+    first = interrupted_at(0, tmp_path)
+    assert first.progression.best_step == -1
+    best, metadata = checkpoint.load_arrays(tmp_path / checkpoint.BEST)
+    last, _ = checkpoint.load_arrays(tmp_path / checkpoint.LAST)
+    assert metadata["metric"] is None
+    assert best
+    for name, array in best.items():
+        np.testing.assert_array_equal(array, last[f"weights.{name}"])
+
+
 def test_an_interrupted_run_is_not_judged_out_of_turn(tmp_path: Path) -> None:
     interrupted_at(2, tmp_path)
     assert [line["step"] for line in metrics(tmp_path) if "val_loss" in line] == [2]
