@@ -107,7 +107,9 @@ class Progress:
 
         Args:
             count: units since the last call, >= 0.
-            fields: values to show from now on, such as loss=2.1 or tokens_per_second=9000.0.
+            fields: values to show from now on, such as loss=2.1; names that end in `_per_second`
+                and `_gb` have a unit: tokens_per_second=9000.0 is `9,000 tokens/s`, peak_gb=0.1 is
+                `peak 0.10 GB`.
         """
         self.completed += count
         self._fields |= fields
@@ -142,7 +144,9 @@ class Progress:
         bar.update(bar.task_ids[0], completed=self.completed, status=status, refresh=True)
 
     def _plain(self, *, finished: bool = False) -> str:
-        text = f"{self.label}: {self._count()} {self.unit}"
+        amount = self.completed if self.total is None else self.total
+        unit = self.unit.removesuffix("s") if amount == 1 else self.unit
+        text = f"{self.label}: {self._count()} {unit}"
         if finished:
             elapsed = self._clock() - self._started_seconds
             text += f" in {_duration(elapsed)}"
@@ -159,13 +163,20 @@ class Progress:
         parts = [f"{_number(rate)} {self.unit}/s"] if rate > 0 else []
         if rate > 0 and self.total is not None and self.completed < self.total and not finished:
             parts.append(f"{_duration((self.total - self.completed) / rate)} left")
-        return parts + [
-            f"{name.replace('_', ' ')} {_number(value)}" for name, value in self._fields.items()
-        ]
+        return parts + [_field(name, value) for name, value in self._fields.items()]
 
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
+
+
+def _field(name: str, value: Field) -> str:
+    rate_of, size_of = name.removesuffix("_per_second"), name.removesuffix("_gb")
+    if rate_of != name:
+        return f"{_number(value)} {rate_of.replace('_', ' ')}/s"
+    if size_of != name and not isinstance(value, str):
+        return f"{size_of.replace('_', ' ')} {value:.2f} GB"
+    return f"{name.replace('_', ' ')} {_number(value)}"
 
 
 def _number(value: Field) -> str:

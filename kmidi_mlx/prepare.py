@@ -1,15 +1,17 @@
-"""`python -m kmidi_mlx.prepare midi SRC… --out DIR`: turn files into a data set."""
+"""`kmidi prepare midi FOLDER --out DIR`: turn files into a data set."""
 
 from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from kmidi_mlx.command import INTERRUPTED, CommandParser, interruptible, run
 from kmidi_mlx.console import Progress
+from kmidi_mlx.data.catalogue import Summary
 from kmidi_mlx.data.prepare import Report, prepare_midi
 
 __all__ = ["main"]
@@ -30,7 +32,11 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(prog="kmidi prepare", description="Turn files into a data set.")
+    parser = CommandParser(
+        prog="kmidi prepare",
+        description="Turn files into a data set.",
+        epilog="kmidi prepare midi --help explains every option.",
+    )
     kinds = parser.add_subparsers(title="what to prepare", required=True, metavar="KIND")
     midi = kinds.add_parser(
         "midi",
@@ -63,7 +69,8 @@ def _parser() -> CommandParser:
         metavar="X",
         type=float,
         default=0.05,
-        help="share of songs without a manifest that go to val (default 0.05)",
+        help="share of songs without a manifest that go to val, at least one song of two or more "
+        "unless it is 0 (default 0.05)",
     )
     midi.add_argument("--workers", metavar="N", type=int, help="processes (default: all cores)")
     midi.add_argument(
@@ -71,20 +78,25 @@ def _parser() -> CommandParser:
     )
     midi.add_argument("--licence", metavar="TEXT", help="licence of the music, kept with the data")
     midi.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.usage = midi.format_usage().removeprefix("usage: ").rstrip()
     return parser
 
 
 def _midi(arguments: Any) -> int:
-    with interruptible() as interruption, Progress(None, "prepare", "files") as progress:
+    with interruptible() as interruption, ExitStack() as shown:
+        progress: Progress | None = None
         tokens = 0
+
+        def on_start(work: str, files: int) -> None:
+            nonlocal progress
+            shown.close()  # what was shown before has ended
+            progress = shown.enter_context(Progress(files, work, "files"))
 
         def on_progress(files: int, more: int) -> None:
             nonlocal tokens
             tokens += more
-            progress.advance(files, tokens=tokens)
-
-        def on_start(files: int) -> None:
-            progress.total = files
+            if progress is not None:
+                progress.advance(files, **({"tokens": tokens} if tokens else {}))
 
         report = prepare_midi(
             arguments.sources,
@@ -109,9 +121,15 @@ def _midi(arguments: Any) -> int:
     else:
         print(_text(report, arguments.out))
     if not report.complete:
+        composing = report.composed < arguments.synthetic
+        done, of, what = (
+            (report.composed, arguments.synthetic, "practice piece")
+            if composing
+            else (report.prepared, report.sources - report.reused, "file")
+        )
         print(
-            f"kmidi prepare: stopped after {report.prepared} of "
-            f"{report.sources - report.reused} files; the same command goes on from there.",
+            f"kmidi prepare: stopped after {done} of {_count(of, what)}; the same command goes on "
+            "from there.",
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -119,15 +137,17 @@ def _midi(arguments: Any) -> int:
 
 
 def _text(report: Report, out: Path) -> str:
-    lines = [f"{report.sources} files: {report.prepared} read, {report.reused} as before"]
+    lines = [
+        f"{_count(report.sources, 'file')}: {report.prepared:,} read, {report.reused:,} as before"
+    ]
     if report.prepared_tokens:
         lines.append(
-            f"{report.prepared_tokens:,} tokens in {report.seconds:.1f} s: "
-            f"{report.tokens_per_second:,.0f} a second with {report.workers} workers, "
+            f"{_count(report.prepared_tokens, 'token')} in {report.seconds:.1f} s: "
+            f"{report.tokens_per_second:,.0f} a second with {_count(report.workers, 'worker')}, "
             f"{report.tokens_per_core_second:,.0f} a core"
         )
     if report.worker_deaths:
-        lines.append(f"{report.worker_deaths} files killed the process that read them")
+        lines.append(f"{_count(report.worker_deaths, 'file')} killed the process that was reading")
     summary = report.summary
     if summary is None:
         return "\n".join(lines)
@@ -138,16 +158,37 @@ def _text(report: Report, out: Path) -> str:
         )
     labels = ", ".join(f"{count:,} {name}" for name, count in summary.labels.items())
     lines.append(
-        f"moods: {labels}; chords: {summary.with_chords:,} pieces, keys: {summary.with_key:,}"
+        f"moods: {labels}; chords: {_count(summary.with_chords, 'piece')}, "
+        f"keys: {summary.with_key:,}"
     )
-    lines.append(f"{summary.duplicates:,} exact duplicates, left out of batches")
+    lines.append(f"{_count(summary.duplicates, 'exact duplicate')}, left out of batches")
     if summary.moved:
-        lines.append(f"{summary.moved:,} pieces moved to the side where their equals are")
+        lines.append(f"{_count(summary.moved, 'piece')} moved to the side of their equals")
     if summary.rejected:
-        lines.append(f"{summary.rejected:,} files rejected: {out / 'rejected.jsonl'} says why")
+        lines.append(
+            f"{_count(summary.rejected, 'file')} rejected: {out / 'rejected.jsonl'} says why"
+        )
     lines.append(f"licences: {', '.join(summary.licences) or 'none stated (--licence)'}")
+    if report.left_behind:
+        verb = "is" if report.left_behind == 1 else "are"
+        lines.append(
+            f"{_count(report.left_behind, 'piece')} of the last run {verb} no longer in the data "
+            "set: name all sources every time"
+        )
+    if "val" not in summary.splits:
+        lines.append(_nothing_held_out(summary))
     lines.append(f"ready: {out}")
     return "\n".join(lines)
+
+
+def _nothing_held_out(summary: Summary) -> str:
+    if summary.largest_group == sum(side.pieces for side in summary.splits.values()):
+        return "only one song: nothing is held out; training needs a second one"
+    return "nothing is held out: training needs a song in val (--val-share, or by a manifest)"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 if __name__ == "__main__":

@@ -48,14 +48,18 @@ def test_fields_stay_until_they_change(clock: Clock) -> None:
     stream = io.StringIO()
     with Progress(None, "train", stream=stream, clock=clock, interval_seconds=1.0) as progress:
         clock.seconds += 2.0
-        progress.advance(4, loss=2.34567, tokens_per_second=12345.6, phase="warm-up")
+        progress.advance(
+            4, loss=2.34567, tokens_per_second=12345.6, peak_gb=0.09767, phase="warm-up"
+        )
         clock.seconds += 2.0
         progress.advance(4, loss=1.0)
     first, second, _ = stream.getvalue().splitlines()
     assert first == (
-        "train: 4 steps, 2 steps/s, loss 2.346, tokens per second 12,346, phase warm-up"
+        "train: 4 steps, 2 steps/s, loss 2.346, 12,346 tokens/s, peak 0.10 GB, phase warm-up"
     )
-    assert second == "train: 8 steps, 2 steps/s, loss 1, tokens per second 12,346, phase warm-up"
+    assert (
+        second == "train: 8 steps, 2 steps/s, loss 1, 12,346 tokens/s, peak 0.10 GB, phase warm-up"
+    )
 
 
 def test_a_resumed_run_does_not_count_what_was_done_before(clock: Clock) -> None:
@@ -111,7 +115,7 @@ def test_everything_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
         progress.advance()
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("prepare: 1/1 steps")
+    assert captured.err.startswith("prepare: 1/1 step in")
 
 
 def read_all(descriptor: int, chunks: list[bytes]) -> None:
@@ -152,4 +156,4 @@ def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch, clock: Cloc
     stream = Terminal()
     with Progress(1, "train", stream=stream, clock=clock) as progress:
         progress.advance()
-    assert stream.getvalue() == "train: 1/1 steps in 0:00\n"
+    assert stream.getvalue() == "train: 1/1 step in 0:00\n"

@@ -20,11 +20,16 @@ from kmidi_mlx.emotion import EMOTION_DIM, encode_many
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import PAD_TOKEN, START_TOKEN
 
-__all__ = ["Batch", "MidiBatches", "collate"]
+__all__ = ["ADVICE", "Batch", "MidiBatches", "collate"]
 
 # First words of the seeds of independent streams.
 _ORDER, _DRAWS = 1, 2
 _GOLDEN = (5**0.5 - 1) / 2
+ADVICE = {
+    "train": "prepare a second song, or with a smaller --val-share",
+    "val": "prepare at least two songs with a --val-share above 0, or name val in the manifest",
+    "test": "a manifest has to name the pieces that are to be tested on",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +99,7 @@ class MidiBatches:
         pieces = reader.split(split)
         pieces = pieces[~reader.pieces.duplicate[pieces]]
         if not len(pieces):
-            raise KmidiError(f"{reader.folder} has no pieces in {split!r}; prepare more music.")
+            raise KmidiError(f"{reader.folder} has no pieces in {split!r}; {ADVICE[split]}.")
         if augment and split != "train":
             raise KmidiError(f"only 'train' can be augmented, not {split!r}.")
         if batch_size < 1:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kmidi_mlx.data.columns import MOOD_SOURCES, Content, PieceIndex
 from kmidi_mlx.data.grouping import assign_splits, connect
-from kmidi_mlx.data.manifest import SPLITS, write_manifest
+from kmidi_mlx.data.manifest import SPLITS, read_manifest, write_manifest
 from kmidi_mlx.data.shards import (
     FORMAT,
     read_shard,
@@ -111,6 +111,7 @@ class Catalogue:
         self._notes: dict[int, dict[str, Any]] = {}
         self._places: dict[str, _Place] = {}
         self._touched: set[int] = set()
+        self._committed: set[int] = set()
         self._recipe = {
             "format": FORMAT,
             "tokeniser": TOKENISER_VERSION,
@@ -157,7 +158,22 @@ class Catalogue:
         notes = {"recipe": self._recipe, "pieces": part.pieces, "rejected": part.rejected}
         write_shard(self._folder, self._next, part.tokens, part.content, notes)
         self._add(self._next, part.content, notes)
+        self._committed.add(self._next)
         self._next += 1
+
+    def left_behind(self, sources: Sequence[Source]) -> int:
+        """Count the pieces of the last data set that are still there but no longer named.
+
+        Args:
+            sources: what the next data set is made of.
+        """
+        named = {source.path for source in sources}
+        try:
+            rows = read_manifest(self._folder / "manifest.jsonl")
+        except KmidiError:
+            return 0  # there is none, or it is damaged and about to be replaced
+        paths = {str(row.file("path")) for row in rows} - named
+        return sum(Path(path).exists() for path in paths)
 
     def finish(
         self,
@@ -188,11 +204,15 @@ class Catalogue:
             for _, place in placed
             if place.row < 0
         ] + list(lost)
+        if not usable and len(rejected) == 1:
+            # What is worth keeping of a single bad file is in the message.
+            self._remove(self._committed)
+            raise KmidiError(f"nothing can be prepared: {_told(rejected[0])}.")
         write_manifest(self._folder / "rejected.jsonl", rejected)
         if not usable:
             raise KmidiError(
-                f"none of {len(sources)} files can be used; the first, {rejected[0]['path']}: "
-                f"{rejected[0]['reason']}; all reasons are in {self._folder / 'rejected.jsonl'}."
+                f"none of {len(rejected)} files can be used; the first, {_told(rejected[0])}; "
+                f"all reasons are in {self._folder / 'rejected.jsonl'}."
             )
         index, moved = self._index(usable, seed, val_share)
         write_manifest(self._folder / "manifest.jsonl", _rows(usable, index))
@@ -207,7 +227,7 @@ class Catalogue:
             "recipe": self._recipe,
         }
         write_dataset(self._folder, index, description)
-        self._remove_unused({place.shard for _, place in placed})
+        self._remove(set(self._numbers_on_disk()) - {place.shard for _, place in placed})
         return summary
 
     def _numbers_on_disk(self) -> list[int]:
@@ -225,12 +245,11 @@ class Catalogue:
         for note in notes["rejected"]:
             self._places[note["path"]] = _Place(number, -1, note)
 
-    def _remove_unused(self, used: set[int]) -> None:
-        for number in self._numbers_on_disk():
-            if number not in used:
-                # Columns first: tokens without columns are nothing, and are removed next time.
-                shard_path(self._folder, number).unlink(missing_ok=True)
-                tokens_path(self._folder, number).unlink(missing_ok=True)
+    def _remove(self, shards: set[int]) -> None:
+        for number in sorted(shards):
+            # Columns first: tokens without columns are nothing, and are removed next time.
+            shard_path(self._folder, number).unlink(missing_ok=True)
+            tokens_path(self._folder, number).unlink(missing_ok=True)
 
     def _index(
         self, usable: list[tuple[Source, _Place]], seed: int, val_share: float
@@ -260,6 +279,10 @@ class Catalogue:
             duplicate=_duplicates(digests, content),
         )
         return index, moved
+
+
+def _told(rejected: dict[str, Any]) -> str:
+    return f"{rejected['path']}: {rejected['reason'].removesuffix('.')}"
 
 
 def _starts(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int64]:

@@ -60,6 +60,11 @@ def assign_splits(
     word is drawn for `val` by a hash of the seed and one of its songs, so the draw of a song does
     not change when other songs come or go.
 
+    In a small data set the draw may leave a side empty. Then, unless the share is 0, the group of
+    the lowest draw goes to `val`; and, unless the share is 1, that of the highest one to `train`,
+    always provided that the other side keeps something. So a newcomer changes the side of another
+    song only while there are so few that nothing would have been drawn, and only by a lower draw.
+
     Args:
         groups: int32 (n,) from `connect`.
         declared: (n,) side that a manifest asks for, or None.
@@ -80,9 +85,16 @@ def assign_splits(
         elif side[group] < 0:
             candidate = (_hash(song), song)
             voice[group] = min(voice.get(group, candidate), candidate)
-    for group in np.flatnonzero(side < 0).tolist():
-        drawn = _hash(f"{seed}\n{voice[group][1]}") < val_share * 2.0**64
-        side[group] = SPLITS.index("val" if drawn else "train")
+    train, val = SPLITS.index("train"), SPLITS.index("val")
+    draws = {
+        group: _hash(f"{seed}\n{voice[group][1]}") for group in np.flatnonzero(side < 0).tolist()
+    }
+    for group, draw in draws.items():
+        side[group] = val if draw < val_share * 2.0**64 else train
+    if draws and val_share > 0.0 and val not in side and (side == train).sum() > 1:
+        side[min(draws, key=draws.__getitem__)] = val
+    if draws and val_share < 1.0 and train not in side and (side == val).sum() > 1:
+        side[max(draws, key=draws.__getitem__)] = train
     return side[groups].astype(np.uint8)
 
 

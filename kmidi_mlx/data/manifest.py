@@ -193,7 +193,6 @@ def _file_or_segments(value: Any) -> str | None:
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "path": _text,
     "audio": _text,
-    "cloud": _text,
     "midi": _text,
     "split": _split,
     "song": _song,

@@ -7,6 +7,7 @@ leave the data set. Work is committed shard by shard; a run that was killed goes
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -20,6 +21,7 @@ import numpy as np
 
 from kmidi_mlx.data.catalogue import Catalogue, Summary
 from kmidi_mlx.data.columns import Content
+from kmidi_mlx.data.destination import check_destination
 from kmidi_mlx.data.sources import Source, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.tokenise import Tokenised, tokenise
@@ -34,6 +36,7 @@ _CHUNK_FILES = 16
 _COMMIT_TOKENS = 8 << 20
 _COMMIT_SECONDS = 5.0
 
+OnStart = Callable[[str, int], None]
 OnProgress = Callable[[int, int], None]
 
 
@@ -43,13 +46,16 @@ class Report:
 
     Attributes:
         complete: False if it was stopped before the end; the data set is then as before.
-        sources: MIDI files that were named.
+        sources: MIDI files that were named, practice pieces included.
         prepared: sources that were read in this run, rejected ones included.
         reused: sources that were taken from earlier runs.
         prepared_tokens: tokens made in this run.
         seconds: time that reading and committing took.
         workers: processes that read.
         worker_deaths: files whose worker died twice; they are rejected, and tried again next time.
+        composed: practice pieces that are on the disk.
+        left_behind: pieces of the last data set that are still there but were not named this time,
+            and so left the data set; 0 if not complete.
         summary: what the data set now is; None if not complete.
     """
 
@@ -61,6 +67,8 @@ class Report:
     seconds: float
     workers: int
     worker_deaths: int
+    composed: int
+    left_behind: int
     summary: Summary | None
 
     @property
@@ -85,7 +93,7 @@ def prepare_midi(
     val_share: float = 0.05,
     licence: str | None = None,
     commit_tokens: int = _COMMIT_TOKENS,
-    on_start: Callable[[int], None] = lambda files: None,
+    on_start: OnStart = lambda work, files: None,
     on_progress: OnProgress = lambda files, tokens: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Report:
@@ -101,7 +109,8 @@ def prepare_midi(
         val_share: share of songs without a manifest that go to `val`, 0 to 1.
         licence: licence of the sources; beside those that manifests name under `licence`.
         commit_tokens: tokens after which work is committed.
-        on_start: called with the number of files that have to be read.
+        on_start: called when work begins with what it is, `compose` (practice pieces) or `prepare`
+            (reading), and the number of files that it has to do.
         on_progress: called with the files and tokens done since the last call.
         stop: asked between chunks; once true, what is done is committed and the run ends.
 
@@ -109,24 +118,45 @@ def prepare_midi(
         What was done.
 
     Raises:
-        KmidiError: if nothing is named, a source is missing, a manifest is wrong, another process
-            works on the folder, no file at all can be used, or the disk refuses.
+        KmidiError: if an option is out of range, nothing is named, a source is missing, a manifest
+            is wrong, the folder is not ours to write to (`destination.check_destination`), another
+            process works on it, no file at all can be used, or the disk refuses.
     """
-    if synthetic < 0 or not 0.0 <= val_share <= 1.0 or (workers is not None and workers < 1):
-        raise KmidiError("synthetic has to be >= 0, val_share from 0 to 1, and workers >= 1.")
+    _check_options(synthetic, val_share, workers, seed)
     if not sources and not synthetic:
-        raise KmidiError("nothing to prepare: name folders, MIDI files or manifests, or synthetic.")
+        raise KmidiError(
+            "nothing to prepare: name folders, MIDI files or manifests, or --synthetic N."
+        )
     load_model()  # a broken label model is no reason to reject files one by one
     out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
     listed = list_sources(sources, root=root, skip=out) if sources else []
+    check_destination(out, sources)
     with _locked(out):
+        composed = 0
         if synthetic:
-            manifest = write_synthetic(out / "synthetic", synthetic, seed=seed, val_share=val_share)
+            on_start("compose", synthetic)
+
+            def on_piece(pieces: int) -> None:
+                nonlocal composed
+                composed += pieces
+                on_progress(pieces, 0)
+
+            manifest = write_synthetic(
+                out / "synthetic",
+                synthetic,
+                seed=seed,
+                val_share=val_share,
+                on_progress=on_piece,
+                stop=stop,
+            )
+            if composed < synthetic:
+                return _stopped_composing(len(listed) + synthetic, composed)
             listed += list_sources([manifest])
         catalogue = Catalogue(out)
         todo = [source for source in listed if not catalogue.has(source)]
         catalogue.save_touched()
-        on_start(len(todo))
+        if todo:
+            on_start("prepare", len(todo))
         count = min(workers or os.cpu_count() or 1, -(-len(todo) // _CHUNK_FILES) or 1)
         started = time.perf_counter()
         deaths: list[dict[str, Any]] = []
@@ -137,8 +167,9 @@ def prepare_midi(
             tokens += len(part.tokens)
         seconds = time.perf_counter() - started
         complete = done + len(deaths) == len(todo)
-        summary = None
+        summary, left_behind = None, 0
         if complete:
+            left_behind = catalogue.left_behind(listed)
             summary = catalogue.finish(
                 listed, deaths, seed=seed, val_share=val_share, licence=licence
             )
@@ -151,8 +182,35 @@ def prepare_midi(
         seconds=seconds,
         workers=count,
         worker_deaths=len(deaths),
+        composed=composed,
+        left_behind=left_behind,
         summary=summary,
     )
+
+
+def _stopped_composing(sources: int, composed: int) -> Report:
+    return Report(
+        complete=False,
+        sources=sources,
+        prepared=0,
+        reused=0,
+        prepared_tokens=0,
+        seconds=0.0,
+        workers=1,
+        worker_deaths=0,
+        composed=composed,
+        left_behind=0,
+        summary=None,
+    )
+
+
+def _check_options(synthetic: int, val_share: float, workers: int | None, seed: int) -> None:
+    if not 0.0 <= val_share <= 1.0:
+        raise KmidiError(f"--val-share {val_share} has to be from 0 to 1.")
+    least = {"--synthetic": (synthetic, 0), "--workers": (workers, 1), "--seed": (seed, 0)}
+    for flag, (value, lowest) in least.items():
+        if value is not None and value < lowest:
+            raise KmidiError(f"{flag} {value} has to be at least {lowest}.")
 
 
 def _commits(
@@ -197,19 +255,32 @@ def _join(parts: list[Tokenised]) -> Tokenised:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out of it; the lock ends with the process."""
+    """Make the folder and keep other processes out of it; the lock ends with the process.
+
+    If nothing was written in the end, the folder leaves no trace.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = folder / ".lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.stat()  # its holder may have removed it after it was opened here
         except OSError as error:
             raise KmidiError(
                 f"another process is preparing {folder}; wait until it has finished."
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if all(path == lock for path in folder.iterdir()):
+                    lock.unlink()
+                    for path in missing:
+                        path.rmdir()
     finally:
         os.close(descriptor)

@@ -181,7 +181,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         what = (
             "preparing it was interrupted; run the same prepare command again to finish it"
             if any(folder.glob("shard-*.npz"))
-            else "make it with `python -m kmidi_mlx.prepare midi SRC… --out DIR`"
+            else "make it with `kmidi prepare midi FOLDER --out DIR`"
         )
         raise KmidiError(f"{folder} is not a prepared data set: it has no dataset.json; {what}.")
     try:

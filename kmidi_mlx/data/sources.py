@@ -92,7 +92,7 @@ def list_sources(
 def _expand(given: Path, root: Path | None, skip: Path | None) -> Iterator[Source]:
     if given.is_dir():
         folder = Path(os.path.abspath(given))  # noqa: PTH100 (keeps links)
-        for path in _walk(folder, None if skip is None else skip.resolve()):
+        for path in _walk(folder, skip if skip is not None and skip.exists() else None):
             yield Source(str(path), _song(path.relative_to(folder.parent)))
     elif not given.exists():
         raise KmidiError(f"{given} does not exist; name a folder, a MIDI file or a manifest.")
@@ -114,11 +114,19 @@ def _walk(folder: Path, skip: Path | None) -> Iterator[Path]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and (skip is None or Path(parent, name).resolve() != skip)
+            if not name.startswith(".") and (skip is None or not _same(Path(parent, name), skip))
         )
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(MIDI_SUFFIXES):
                 yield Path(parent, name)
+
+
+def _same(folder: Path, other: Path) -> bool:
+    # Not by name: there may be links, and file systems where case does not count.
+    try:
+        return folder.samefile(other)
+    except OSError:
+        return False  # a link to nowhere, or gone meanwhile
 
 
 def _song(relative: Path) -> str:

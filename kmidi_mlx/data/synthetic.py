@@ -8,13 +8,17 @@ loudness, density and detachment; valence chooses mode, progression and register
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kmidi_mlx.data.manifest import write_manifest
+from kmidi_mlx.data.manifest import read_manifest, write_manifest
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.chords import ROOTS
 from kmidi_mlx.music.midi_file import write_midi
@@ -41,6 +45,7 @@ _RHYTHMS: tuple[tuple[float, ...], ...] = (
     (0, 0.25, 0.5, 1, 1.5, 1.75, 2, 2.5, 3, 3.25, 3.5),
 )
 _MELODY_LOW, _MELODY_HIGH = 57, 91
+_BATCH_PIECES = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,55 +122,111 @@ def compose(valence: float, arousal: float, rng: np.random.Generator) -> Practic
     return Practice(notes, tempo, f"{ROOTS[tonic]}:{mode}", chords)
 
 
-def write_synthetic(folder: Path, count: int, *, seed: int, val_share: float) -> Path:
+def write_synthetic(
+    folder: Path,
+    count: int,
+    *,
+    seed: int,
+    val_share: float,
+    on_progress: Callable[[int], None] = lambda pieces: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Path:
     """Write practice pieces as MIDI files with a manifest; equal arguments give equal files.
 
-    Moods are spread evenly over the square of valence and arousal.
+    Moods are spread evenly over the square of valence and arousal. The manifest always names every
+    file that was written here, also when the process is killed: so a later call takes what is
+    there already, and removes what a larger one left, but touches no file of anybody else.
 
     Args:
         folder: made if it is not there.
         count: pieces, >= 1; the k-th piece does not depend on it.
         seed: of everything.
         val_share: share that goes to `val`; if it is not 0, the second piece is among them.
+        on_progress: called with the pieces done since the last call.
+        stop: asked between pieces; once true, no more is written and the call ends. The manifest
+            may then name files that are not there yet.
 
     Returns:
         The path of the manifest; its labels are on the steering scale.
 
     Raises:
-        KmidiError: for a count below 1 or if the folder cannot be written.
+        KmidiError: for a count below 1, if the folder cannot be written, or if a file that we did
+            not write is in the way.
     """
     if count < 1:
         raise KmidiError(f"cannot write {count} synthetic pieces; ask for at least 1.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
+    manifest = folder / "manifest.jsonl"
+    earlier = _earlier(manifest)
     every = round(1.0 / val_share) if val_share > 0.0 else 0
-    rows: list[dict[str, Any]] = []
-    for number in range(count):
-        rng = np.random.default_rng((seed, number))
-        valence, arousal = (round(float(x), 3) for x in _spread(number, rng))
-        piece = compose(valence, arousal, rng)
-        name = f"{number:05d}.mid"
-        write_midi(piece.notes, folder / name, tempo=piece.tempo)
-        is_val = every > 0 and number % every == min(1, every - 1)
-        rows.append(
-            {
-                "path": name,
-                "split": "val" if is_val else "train",
-                "dataset": "synthetic",
-                "song": f"{seed}-{number}",
-                "synthetic": True,
-                "valence": valence,
-                "arousal": arousal,
-                "scale": "steering",
-                "key": piece.key,
-                "chords": piece.chords,
-                "licence": "generated, free to use",
-            }
-        )
-    write_manifest(folder / "manifest.jsonl", rows)
-    return folder / "manifest.jsonl"
+    rows: dict[str, dict[str, Any]] = {}
+    while len(rows) < count:
+        made: dict[str, Practice] = {}
+        for number in range(len(rows), min(count, len(rows) + _BATCH_PIECES)):
+            if stop():
+                return manifest
+            name = f"{number:05d}.mid"
+            is_val = every > 0 and number % every == min(1, every - 1)
+            made[name], rows[name] = _piece(name, number, seed, "val" if is_val else "train")
+        for name in made:
+            if name not in earlier and os.path.lexists(folder / name):
+                raise KmidiError(
+                    f"{folder / name} was not written by kmidi prepare; move it away, or choose "
+                    "another --out."
+                )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
+        # Named before they are written, so that no file is ever left that nobody knows to be ours.
+        write_manifest(manifest, (earlier | rows).values())
+        for name, piece in made.items():
+            if stop():
+                return manifest
+            if rows[name] != earlier.get(name) or not (folder / name).is_file():
+                write_midi(piece.notes, folder / name, tempo=piece.tempo)
+            on_progress(1)
+    for name in earlier.keys() - rows.keys():
+        (folder / name).unlink(missing_ok=True)
+    write_manifest(manifest, rows.values())
+    return manifest
+
+
+def _earlier(manifest: Path) -> dict[str, dict[str, Any]]:
+    """Return the lines of the manifest that an earlier call wrote, by file name."""
+    if not manifest.exists():
+        return {}
+    rows = {str(row.values["path"]): dict(row.values) for row in read_manifest(manifest)}
+    for name, values in rows.items():
+        if values.get("dataset") != "synthetic" or not re.fullmatch(r"\d{5,}\.mid", name):
+            raise KmidiError(
+                f"{manifest} was not written by kmidi prepare; move it away, or choose another "
+                "--out."
+            )
+    return rows
+
+
+def _piece(name: str, number: int, seed: int, split: str) -> tuple[Practice, dict[str, Any]]:
+    rng = np.random.default_rng((seed, number))
+    valence, arousal = (round(float(x), 3) for x in _spread(number, rng))
+    piece = compose(valence, arousal, rng)
+    notes = piece.notes
+    digest = hashlib.blake2b(digest_size=8)
+    for column in (notes.pitch, notes.velocity, notes.onset_seconds, notes.offset_seconds):
+        digest.update(column.tobytes())
+    return piece, {
+        "path": name,
+        "split": split,
+        "dataset": "synthetic",
+        "song": f"{seed}-{number}",
+        "synthetic": True,
+        "valence": valence,
+        "arousal": arousal,
+        "scale": "steering",
+        "key": piece.key,
+        "chords": piece.chords,
+        "licence": "generated, free to use",
+        "notes_digest": digest.hexdigest(),
+    }
 
 
 def _spread(number: int, rng: np.random.Generator) -> tuple[float, float]:

@@ -70,7 +70,7 @@ def tokenise(sources: Sequence[Source]) -> Tokenised:
         note: dict[str, Any] = {"path": source.path, "conditions": source.conditions}
         try:
             data = _read(Path(source.path), note)
-            notes = parse_midi(data, source.path)
+            notes = parse_midi(data, "the file")  # its path stands beside the reason
             if len(notes) < _FEWEST_NOTES:
                 raise KmidiError(
                     f"too short: {len(notes)} notes, at least {_FEWEST_NOTES} are needed"

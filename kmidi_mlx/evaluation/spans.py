@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from kmidi_mlx.data.batches import ADVICE
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music import grammar
@@ -59,7 +60,7 @@ def held_out_pieces(reader: ShardReader, split: str) -> NDArray[np.int64]:
     pieces = reader.split(split)
     pieces = pieces[~reader.pieces.duplicate[pieces] & (reader.pieces.length[pieces] > 0)]
     if not len(pieces):
-        raise KmidiError(f"{reader.folder} has no pieces in {split!r}; prepare more music.")
+        raise KmidiError(f"{reader.folder} has no pieces in {split!r}; {ADVICE[split]}.")
     return pieces[np.argsort(reader.pieces.song[pieces], kind="stable")]
 
 

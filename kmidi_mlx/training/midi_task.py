@@ -15,7 +15,6 @@ from kmidi_mlx.data.batches import Batch as MidiBatch
 from kmidi_mlx.data.batches import MidiBatches
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.emotion import Emotion
-from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.generation.generator import generate
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
 from kmidi_mlx.music.events import decode
@@ -68,9 +67,6 @@ class MidiTask:
         self.model = EmotionMIDITransformer(config.model)
         self.model.initialise(training.seed)
         self.model.checkpoint_blocks = training.gradient_checkpointing
-        for split in ("train", "val"):
-            if not len(reader.split(split)):
-                raise KmidiError(f"{config.data.path} has no piece in the split {split!r}.")
         self._batches = MidiBatches(
             reader, "train", config.data, training.batch_size, training.seed, augment=True
         )

@@ -74,6 +74,42 @@ def test_the_draw_of_a_song_does_not_change_when_others_come() -> None:
     assert 0.07 < np.mean([side == SPLITS.index("val") for side in every.values()]) < 0.13
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sets(st.integers(0, 999), min_size=1, max_size=12), st.integers(0, 5), st.floats(0.01, 0.99)
+)
+def test_of_two_songs_none_of_both_sides_is_empty(
+    numbers: set[int], seed: int, share: float
+) -> None:
+    songs = [f"song {number}" for number in sorted(numbers)]
+
+    def val(names: list[str], declared: str | None = None) -> set[str]:
+        split = assign_splits(
+            connect([names]), [declared] * len(names), names, seed=seed, val_share=share
+        )
+        return {name for name, side in zip(names, split, strict=True) if SPLITS[side] == "val"}
+
+    held_out = val(songs)
+    assert len(songs) == 1 or 0 < len(held_out) < len(songs)
+    # what a manifest says is not touched
+    assert val(songs, "train") == set()
+    assert val(songs, "val") == set(songs)
+    # songs of train leave, and what is held out stays
+    for song in set(songs) - held_out:
+        rest = [name for name in songs if name != song]
+        if len(rest) > 1 and len(held_out) < len(rest):
+            assert val(rest) == held_out
+
+
+def test_a_song_without_a_word_is_held_out_where_a_manifest_names_no_val() -> None:
+    songs = ["a", "b"]
+    for declared, side in (("train", "val"), ("val", "train"), ("test", "train")):
+        split = assign_splits(
+            connect([songs]), [declared, None], songs, seed=0, val_share=0.01
+        ).tolist()
+        assert SPLITS[split[1]] == side
+
+
 def test_shares_of_none_and_all() -> None:
     songs = ["a", "b", "c"]
     groups = connect([songs])

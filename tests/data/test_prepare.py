@@ -100,9 +100,75 @@ def test_nothing_to_prepare_is_an_error(tmp_path: Path) -> None:
 
 
 def test_if_no_file_can_be_used_the_first_reason_is_told(tmp_path: Path) -> None:
-    write_manifest(tmp_path / "m.jsonl", [{"path": "far/a.mid", "split": "train"}])
-    with pytest.raises(KmidiError, match=r"none of 1 files.*far/a\.mid: cannot be read"):
-        prepare(tmp_path / "m.jsonl", out=tmp_path / "out")
+    rows = [{"path": f"far/{name}.mid", "split": "train"} for name in "ab"]
+    write_manifest(tmp_path / "m.jsonl", rows)
+    out = tmp_path / "out"
+    with pytest.raises(KmidiError, match=r"none of 2 files.*far/a\.mid: cannot be read"):
+        prepare(tmp_path / "m.jsonl", out=out)
+    assert set(reasons(out)) == {"a.mid", "b.mid"}
+
+
+def test_a_single_bad_file_is_named_once_and_leaves_nothing(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mid"
+    bad.write_bytes(b"no music")
+    with pytest.raises(KmidiError) as caught:
+        prepare(bad, out=tmp_path / "new" / "out")
+    assert str(caught.value) == (
+        f"nothing can be prepared: {bad}: the file is not a MIDI file: it has no MThd header."
+    )
+    assert list(tmp_path.iterdir()) == [bad]
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KmidiError):
+        prepare(bad, out=tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"val_share": 2.0}, "--val-share 2.0 has to be from 0 to 1."),
+        ({"val_share": float("nan")}, "--val-share nan has to be from 0 to 1."),
+        ({"synthetic": -1}, "--synthetic -1 has to be at least 0."),
+        ({"seed": -3}, "--seed -3 has to be at least 0."),
+    ],
+)
+def test_an_option_out_of_range_is_named_alone(
+    options: dict[str, object], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(KmidiError) as caught:
+        prepare(tmp_path, out=tmp_path / "out", **options)
+    assert str(caught.value) == says
+
+
+def test_pieces_that_are_no_longer_named_are_counted(music: Music, tmp_path: Path) -> None:
+    old = [music(f"old/{name}.mid", seed=number) for number, name in enumerate("abc")]
+    new = music("new/d.mid", seed=9).parent
+    out = tmp_path / "out"
+    assert prepare(old[0].parent, out=out).left_behind == 0
+    assert prepare(old[0].parent, new, out=out).left_behind == 0
+    assert prepare(new, out=out).left_behind == 3
+    assert prepare(new, out=out).left_behind == 0
+    # what is gone from the disk was not forgotten
+    assert prepare(new, old[0].parent, out=out).left_behind == 0
+    old[0].unlink()
+    assert prepare(new, out=out).left_behind == 2
+
+
+def test_a_folder_among_the_sources_is_not_a_source(music: Music, tmp_path: Path) -> None:
+    folder = music("a.mid", seed=1).parent
+    (tmp_path / "link").symlink_to(folder)
+    out = tmp_path / "link" / "deep" / "data"
+    for _ in range(2):
+        assert prepare(folder, out=out, synthetic=2).sources == 3
+
+
+def test_two_songs_are_a_train_and_a_val_side(music: Music, tmp_path: Path) -> None:
+    folder = music("a.mid", seed=1).parent
+    prepare(folder, out=tmp_path / "out")
+    assert {side for side, *_ in pieces(tmp_path / "out").values()} == {"train"}
+    music("b.mid", seed=2)
+    prepare(folder, out=tmp_path / "out")
+    assert sorted(side for side, *_ in pieces(tmp_path / "out").values()) == ["train", "val"]
 
 
 def test_a_second_run_does_only_what_is_new(music: Music, tmp_path: Path) -> None:
@@ -244,7 +310,7 @@ def test_the_manifest_that_is_written_can_be_prepared_again(music: Music, tmp_pa
 def test_two_processes_do_not_write_one_folder(music: Music, tmp_path: Path) -> None:
     folder, out = music("a.mid", seed=1).parent, tmp_path / "out"
 
-    def meanwhile(files: int) -> None:
+    def meanwhile(work: str, files: int) -> None:
         with pytest.raises(KmidiError, match="another process"):
             prepare(folder, out=out)
 
@@ -309,7 +375,7 @@ from kmidi_mlx.data.prepare import prepare_midi
 
 if __name__ == "__main__":
     prepare_midi([Path(sys.argv[1])], Path(sys.argv[2]), workers=2, commit_tokens=2000,
-                 on_start=lambda files: print("go", flush=True))
+                 on_start=lambda work, files: print("go", flush=True))
 """
 
 

@@ -98,7 +98,7 @@ def test_a_damaged_index_is_one_clear_error(copy: Path) -> None:
 
 
 def test_what_is_no_data_set_says_how_to_make_one(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(KmidiError, match="prepare midi SRC"):
+    with pytest.raises(KmidiError, match="kmidi prepare midi FOLDER --out DIR"):
         ShardReader(tmp_path / "nothing")
     (copy / "dataset.json").unlink()
     with pytest.raises(KmidiError, match="interrupted; run the same prepare command again"):

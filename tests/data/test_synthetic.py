@@ -117,6 +117,47 @@ def test_synthetic_data_is_prepared_and_says_so(tmp_path: Path) -> None:
     assert (again.prepared, again.reused) == (2, 6)
 
 
+def test_what_a_larger_run_left_goes_but_no_file_of_others(tmp_path: Path) -> None:
+    write_synthetic(tmp_path, 5, seed=3, val_share=0.2)
+    (tmp_path / "mine.mid").write_bytes(b"mine")
+    write_synthetic(tmp_path, 2, seed=4, val_share=0.2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["00000.mid", "00001.mid", "manifest.jsonl", "mine.mid"]
+    (tmp_path / "00002.mid").write_bytes(b"mine too")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(KmidiError, match=r"00002\.mid was not written by"):
+        write_synthetic(tmp_path, 3, seed=4, val_share=0.2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_manifest_of_others_is_left_alone(tmp_path: Path) -> None:
+    theirs = b'{"path": "x.mid", "split": "train"}\n'
+    (tmp_path / "manifest.jsonl").write_bytes(theirs)
+    with pytest.raises(KmidiError, match=r"manifest\.jsonl was not written by"):
+        write_synthetic(tmp_path, 3, seed=4, val_share=0.2)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [theirs]
+
+
+def test_stopping_while_writing_and_going_on(tmp_path: Path) -> None:
+    done: list[int] = []
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    write_synthetic(whole, 6, seed=3, val_share=0.2)
+    write_synthetic(
+        parts, 6, seed=3, val_share=0.2, on_progress=done.append, stop=lambda: len(done) == 4
+    )
+    written = {path: path.stat().st_mtime_ns for path in parts.glob("*.mid")}
+    assert len(written) == sum(done) == 4
+    done.clear()
+    write_synthetic(parts, 6, seed=3, val_share=0.2, on_progress=done.append)
+    assert sum(done) == 6
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+    contents = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (whole, parts)]
+    assert contents[0] == contents[1]
+    # stopped before anything is composed: nothing is there
+    write_synthetic(tmp_path / "none", 6, seed=3, val_share=0.2, stop=lambda: True)
+    assert not (tmp_path / "none").exists()
+
+
 def test_less_than_one_piece_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(KmidiError, match="at least 1"):
         write_synthetic(tmp_path, 0, seed=0, val_share=0.1)

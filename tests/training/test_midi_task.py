@@ -105,7 +105,7 @@ def test_data_without_a_held_out_side_is_an_error(
     own = dataclasses.replace(
         config, data=dataclasses.replace(config.data, path=str(tmp_path / "data"))
     )
-    with pytest.raises(KmidiError, match="no piece in the split 'val'"):
+    with pytest.raises(KmidiError, match="no pieces in 'val'"):
         MidiTask(own, ShardReader(own.data.path))
 
 
