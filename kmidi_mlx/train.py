@@ -23,8 +23,12 @@ REASONS = {
 def main(argv: list[str]) -> int:
     """Parse the flags, train, print where the result is."""
     parser = CommandParser(prog="kmidi train", description="Train a model on this machine.")
-    parser.add_argument("--model", choices=sorted(RUN_CONFIGS), default=MidiGeneratorConfig.name,
-        help="what to train (default: midi_generator)")
+    parser.add_argument(
+        "--model",
+        choices=sorted(RUN_CONFIGS),
+        default=MidiGeneratorConfig.name,
+        help="what to train (default: midi_generator)",
+    )
     parser.add_argument("--data", metavar="DIR", help="prepared music (sets data.path)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
