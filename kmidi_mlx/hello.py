@@ -94,6 +94,8 @@ def _write(model: Path, piece: Path) -> list[str]:
 
 def _next(work: Path, piece: Path) -> list[str]:
     kmidi = _how_to_call()
+    # half precision, which the overlay for Macs asks for, is slow on a CPU
+    precision = " --set training.precision=fp32" if sys.platform == "linux" else ""
     return [
         "A minute of training knows notes and rhythms; music and feelings take hours. What next:",
         f"  listen           open {piece}",
@@ -101,7 +103,7 @@ def _next(work: Path, piece: Path) -> list[str]:
         f"--out {piece.parent / 'second.mid'}",
         f"  your own music   {kmidi} prepare midi FOLDER --out data/midi",
         f"  a real model     {kmidi} train --config configs/midi_generator.yaml "
-        "--config configs/m4_16gb.yaml --data data/midi",
+        f"--config configs/m4_16gb.yaml --data data/midi{precision}",
         f"  start over       remove {work}",
     ]
 
