@@ -172,7 +172,7 @@ class TrainingConfig(Section):
     save_every: int = option(500, "steps between resumable saves", low=1)
     log_every: int = option(10, "steps between log lines", low=1)
     max_bad_steps: int = option(10, "NaN/Inf steps in a row before stopping", low=1)
-    memory_gb: float = option(0.0, "cap on the accelerator's memory; 0: system limit", low=0.0)
+    memory_gb: float = option(0.0, "memory a run may take; 0: what the machine has", low=0.0)
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31 - 1)
 
 

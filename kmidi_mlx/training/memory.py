@@ -66,5 +66,5 @@ def require_memory(config: MidiGeneratorConfig, parameters: int, available: int)
         f"this run needs about {needed / 1e9:.0f} GB and there are {available / 1e9:.0f}: give "
         "--config configs/m4_16gb.yaml, or lower training.batch_size (and raise "
         "training.grad_accum_steps), lower data.sequence_length, or set "
-        "training.gradient_checkpointing=true."
+        "training.gradient_checkpointing=true; if you know better, set training.memory_gb."
     )
