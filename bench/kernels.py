@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import mlx.core as mx
+from mlx import nn
 
 VIEWS = frozenset(
     [
@@ -80,3 +81,41 @@ def count(build: Callable[[], list[mx.array]]) -> Counter[str]:
     """Count the launching primitives of the graph that `build` returns without evaluating it."""
     with fast_operations_as_one():
         return launching_primitives(build())
+
+
+def products(build: Callable[[], list[mx.array]]) -> int:
+    """Floating-point operations of the matrix products and attentions that `build` asks for.
+
+    A multiplication and an addition are two; norms, activations and softmax are left out.
+    """
+    total = 0
+    addmm, attention = mx.addmm, mx.fast.scaled_dot_product_attention
+
+    def count_product(a: mx.array, b: mx.array) -> None:
+        nonlocal total
+        total += 2 * a.size * b.shape[-1]
+
+    def counted_addmm(c: mx.array, a: mx.array, b: mx.array, **others: Any) -> mx.array:
+        count_product(a, b)
+        return addmm(c, a, b, **others)
+
+    def counted_linear(layer: nn.Linear, x: mx.array) -> mx.array:
+        weight = layer.weight.T
+        if "bias" in layer:
+            return counted_addmm(layer.bias, x, weight)
+        count_product(x, weight)
+        return x @ weight
+
+    def counted_attention(q: mx.array, k: mx.array, v: mx.array, **others: Any) -> mx.array:
+        nonlocal total
+        pairs = q.size // q.shape[-1] * k.shape[-2]
+        total += 2 * pairs * (q.shape[-1] + v.shape[-1])
+        return attention(q, k, v, **others)
+
+    with (
+        mock.patch.object(nn.Linear, "__call__", counted_linear),
+        mock.patch.object(mx, "addmm", counted_addmm),
+        mock.patch.object(mx.fast, "scaled_dot_product_attention", counted_attention),
+    ):
+        build()
+    return total

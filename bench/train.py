@@ -47,6 +47,7 @@ def main(argv: list[str]) -> int:
     add_arguments(parser)
     args = parser.parse_args(argv)
     config = load_config("midi_generator", args.config_files or PROFILE, args.overrides)
+    assert isinstance(config, MidiGeneratorConfig)
     publish("train", [measure(config, args.steps)], COLUMNS, args)
     return 0
 

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from kmidi_mlx.emotion import LABELS
 from kmidi_mlx.errors import KmidiError
 
 
@@ -166,7 +167,10 @@ class TrainingConfig(Section):
     eval_every: int = option(500, "steps between evaluations", low=1)
     eval_batches: int = option(20, "validation batches per evaluation", low=1)
     sample_seconds: float = option(
-        20.0, "length of the MIDI sample written at evaluations; 0: none", low=0.0, high=3600.0
+        20.0,
+        "length of the MIDI sample written at evaluations; 0: no sample, of any model",
+        low=0.0,
+        high=3600.0,
     )
     patience: int = option(10, "evaluations without progress before stopping; 0: never", low=0)
     save_every: int = option(500, "steps between resumable saves", low=1)
@@ -203,15 +207,167 @@ class SamplingConfig(Section):
 
 
 @dataclass(frozen=True)
-class MidiGeneratorConfig(Section):
+class SpectocloudVitConfig(Section):
+    """Sizes of SpectocloudViT (section `model`)."""
+
+    mel_bands: int = option(128, "height of the spectrogram", low=128, high=128)
+    window_frames: int = option(64, "width of the spectrogram", low=64, high=64)
+    patch_size: int = option(4, "side of a patch", low=2, high=8)
+    dims: tuple[int, ...] = option((64, 128, 256, 512), "width of each stage", low=8, high=4096)
+    depths: tuple[int, ...] = option((2, 2, 2, 2), "blocks of each stage", low=1, high=48)
+    window_size: int = option(8, "side of an attention window in the first stage", low=2, high=64)
+    shift: bool = option(True, "shift every second window; false for the Neural Engine")
+    head_dim: int = option(64, "width of one attention head", low=8, high=256)
+    mlp_ratio: int = option(4, "width of the feed-forward layers over that of their stage", low=1)
+    activation: str = option(
+        "relu2",
+        "of the feed-forward layers (exact GELU or squared ReLU)",
+        choices=("relu2", "gelu"),
+    )
+    emotion_dim: int = option(64, "length of the emotion vector", low=64, high=64)
+    feature_dim: int = option(32, "number of MIDI features", low=32, high=32)
+    condition_dim: int = option(320, "width of what modulates the norms", low=16, high=4096)
+    decoder_dim: int = option(64, "width of a point query", low=16, high=1024)
+    decoder_layers: int = option(2, "times a point looks at the encoder", low=1, high=16)
+    norm_eps: float = option(1e-5, "epsilon of LayerNorm", low=1e-12, high=1e-2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.dims) != len(self.depths) or len(self.dims) < 2:
+            raise ConfigError(
+                "depths", "needs one number for each of the stages in dims, at least 2"
+            )
+        for dim in (*self.dims, self.decoder_dim):
+            if dim % self.head_dim:
+                raise ConfigError("head_dim", f"{self.head_dim} does not divide the width {dim}")
+        # every stage but the first halves both sides of the map
+        side = self.patch_size * 2 ** (len(self.dims) - 1)
+        if self.mel_bands % side or self.window_frames % side:
+            raise ConfigError(
+                "patch_size",
+                f"{self.patch_size} with {len(self.dims)} stages needs sides that {side} divides",
+            )
+        if (self.window_frames // self.patch_size) % self.window_size:
+            raise ConfigError(
+                "window_size",
+                f"{self.window_size} does not divide the map of "
+                f"{self.mel_bands // self.patch_size} x {self.window_frames // self.patch_size}",
+            )
+
+
+@dataclass(frozen=True)
+class CloudDataConfig(Section):
+    """Where the prepared clouds are (section `data`)."""
+
+    path: str = option("data/spectocloud", "folder made by `prepare spectocloud`")
+    points: int = option(1200, "points of a cloud that training looks at", low=16, high=1200)
+    prefetch: int = option(4, "batches made ahead by a background thread", low=0, high=64)
+
+
+@dataclass(frozen=True)
+class CloudLossConfig(Section):
+    """What the parts of the cloud's loss weigh (section `loss`)."""
+
+    chamfer: float = option(1.0, "Chamfer distance of the positions", low=0.0, high=100.0)
+    color: float = option(0.5, "squared error of r, g, b, a of matched points", low=0.0, high=100.0)
+    properties: float = option(
+        0.3, "smooth L1 of size, glow, depth of matched points", low=0.0, high=100.0
+    )
+    smoothness: float = option(
+        0.1, "squared error of the points' movement to the next frame", low=0.0, high=100.0
+    )
+    identity: float = option(
+        0.0, "squared distance of point i from the teacher's point i", low=0.0, high=100.0
+    )
+
+
+@dataclass(frozen=True)
+class EmotionRecognizerModelConfig(Section):
+    """Sizes of EmotionRecognizer (section `model`)."""
+
+    n_mels: int = option(128, "mel bands of the spectrogram", low=8, high=512)
+    patch_frames: int = option(4, "spectrogram frames in one step of the network", low=1, high=16)
+    dim: int = option(160, "width of the network", low=8, high=1024)
+    num_layers: int = option(4, "number of blocks; block k looks 2^k times as far", low=1, high=8)
+    kernel_size: int = option(7, "taps of a block's convolution over time", low=2, high=31)
+    expansion: int = option(4, "width of a block's inner layer over dim", low=1, high=8)
+    memory_frames: int = option(
+        625, "frames in which what was heard fades to 1/e (625: 10 s)", low=16, high=100_000
+    )
+    labels: tuple[str, ...] = option((), "labels to tell apart; []: those of the manifest")
+    norm_eps: float = option(1e-5, "epsilon of LayerNorm", low=1e-12, high=1e-2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.labels)) != len(self.labels):
+            raise ConfigError("labels", "names a label twice")
+        unknown = [label for label in self.labels if label not in LABELS]
+        if unknown:
+            raise ConfigError(
+                "labels", f"{unknown[0][:40]!r} is unknown; known are {', '.join(LABELS)}"
+            )
+
+
+@dataclass(frozen=True)
+class AudioEmotionDataConfig(Section):
+    """Where the labelled recordings are and how they are heard (section `data`)."""
+
+    manifest: str = option("data/audio-emotion/manifest.jsonl", "list of labelled recordings")
+    cache: str = option("", "folder for spectrograms; empty: mel-cache beside the manifest")
+    sample_rate: int = option(16_000, "samples a second", low=8_000, high=48_000)
+    n_fft: int = option(1024, "samples in a frame", low=64, high=8192)
+    hop_length: int = option(256, "samples from frame to frame", low=16, high=8192)
+    clip_seconds: float = option(8.0, "length of a training clip", low=0.5, high=60.0)
+    augment: bool = option(False, "stretch, shift, tilt, louder and softer, masks")
+    augment_variants: int = option(
+        3, "stretched, shifted, tilted copies of each when augmenting", low=0, high=64
+    )
+    val_share: float = option(
+        0.1, "share of songs held out where the manifest has no split", low=0.0, high=0.9
+    )
+    dropout: float = option(0.3, "share of pooled features dropped in training", low=0.0, high=0.9)
+    workers: int = option(0, "processes that make spectrograms; 0: all cores", low=0, high=256)
+    prefetch: int = option(4, "batches made ahead by a background thread", low=0, high=64)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_fft % 2 or self.hop_length > self.n_fft:
+            raise ConfigError("n_fft", f"{self.n_fft} has to be even and at least hop_length")
+
+
+@dataclass(frozen=True)
+class EmotionLossConfig(Section):
+    """What the parts of the recogniser's loss weigh (section `loss`)."""
+
+    numbers: float = option(
+        10.0, "squared error of valence, arousal, intensity", low=0.0, high=1000.0
+    )
+    labels: float = option(0.3, "cross-entropy of the labels", low=0.0, high=1000.0)
+
+
+@dataclass(frozen=True)
+class RunConfig(Section):
+    """What every run has; each model has its own class with its own sections and defaults."""
+
+    name: ClassVar[str]
+
+    model: Section = field(default_factory=Section)
+    data: Section = field(default_factory=Section)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        """Check what one section cannot check alone; sections have checked themselves."""
+
+
+@dataclass(frozen=True)
+class MidiGeneratorConfig(RunConfig):
     """One run of the MIDI generator: everything that `train --model midi_generator` can be told."""
 
     name: ClassVar[str] = "midi_generator"
 
     model: MidiTransformerConfig = field(default_factory=MidiTransformerConfig)
     data: MidiDataConfig = field(default_factory=MidiDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
@@ -223,4 +379,76 @@ class MidiGeneratorConfig(Section):
             )
 
 
-RUN_CONFIGS: dict[str, type[MidiGeneratorConfig]] = {MidiGeneratorConfig.name: MidiGeneratorConfig}
+@dataclass(frozen=True)
+class SpectocloudConfig(RunConfig):
+    """One run of Spectocloud: everything that `train --model spectocloud` can be told."""
+
+    name: ClassVar[str] = "spectocloud"
+
+    model: SpectocloudVitConfig = field(default_factory=SpectocloudVitConfig)
+    data: CloudDataConfig = field(default_factory=CloudDataConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-4, beta2=0.999, weight_decay=0.05, warmup_steps=1000
+        )
+    )
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=32, max_steps=50_000, epochs=20, ema_decay=0.9999
+        )
+    )
+    loss: CloudLossConfig = field(default_factory=CloudLossConfig)
+
+    def __post_init__(self) -> None:
+        if self.training.batch_size % 2:
+            raise ConfigError(
+                "training.batch_size",
+                f"{self.training.batch_size} is odd, but clouds come in pairs of frames",
+            )
+        if self.training.label_smoothing:
+            raise ConfigError(
+                "training.label_smoothing", "clouds have no labels to smooth; leave it 0"
+            )
+
+
+@dataclass(frozen=True)
+class EmotionRecognizerConfig(RunConfig):
+    """One run of the recogniser: everything `train --model emotion_recognizer` can be told."""
+
+    name: ClassVar[str] = "emotion_recognizer"
+
+    model: EmotionRecognizerModelConfig = field(default_factory=EmotionRecognizerModelConfig)
+    data: AudioEmotionDataConfig = field(default_factory=AudioEmotionDataConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-3, beta2=0.99, weight_decay=0.1, warmup_steps=50
+        )
+    )
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            batch_size=32,
+            max_steps=2000,
+            epochs=60,
+            ema_decay=0.99,
+            label_smoothing=0.1,
+            eval_every=50,
+            eval_batches=100,
+            save_every=100,
+            sample_seconds=0.0,
+        )
+    )
+    loss: EmotionLossConfig = field(default_factory=EmotionLossConfig)
+
+    def __post_init__(self) -> None:
+        patch_seconds = self.model.patch_frames * self.data.hop_length / self.data.sample_rate
+        if self.data.clip_seconds < patch_seconds:
+            raise ConfigError(
+                "data.clip_seconds",
+                f"{self.data.clip_seconds:g} s is shorter than one step of the network, "
+                f"{patch_seconds:g} s (model.patch_frames frames)",
+            )
+
+
+RUN_CONFIGS: dict[str, type[RunConfig]] = {
+    run.name: run for run in (MidiGeneratorConfig, SpectocloudConfig, EmotionRecognizerConfig)
+}

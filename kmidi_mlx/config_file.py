@@ -20,7 +20,7 @@ import yaml
 
 from kmidi_mlx import strict_yaml
 from kmidi_mlx.atomic import write_bytes_atomically
-from kmidi_mlx.config import RUN_CONFIGS, ConfigError, MidiGeneratorConfig, Section
+from kmidi_mlx.config import RUN_CONFIGS, ConfigError, RunConfig, Section
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.strict_yaml import Source, shown
 
@@ -41,6 +41,7 @@ _WANTED = {
     bool: "true or false",
     str: "text",
     tuple[int, ...]: "a list of whole numbers such as [0, 2]",
+    tuple[str, ...]: "a list of texts such as [happy, sad]",
 }
 
 
@@ -52,9 +53,10 @@ class _Setting:
 
 @dataclass(frozen=True)
 class _Layout:
-    """The sections of a run and the type of each of their options."""
+    """The sections of a run, the type of each of their options, and their defaults."""
 
     sections: dict[str, type[Section]]
+    defaults: dict[str, Section]
     options: dict[str, dict[str, Any]]
 
     @property
@@ -62,9 +64,7 @@ class _Layout:
         return [f"{section}.{key}" for section, keys in self.options.items() for key in keys]
 
 
-def load_config(
-    model: str, files: Sequence[Path] = (), overrides: Sequence[str] = ()
-) -> MidiGeneratorConfig:
+def load_config(model: str, files: Sequence[Path] = (), overrides: Sequence[str] = ()) -> RunConfig:
     """Resolve the configuration of one run: flags over files over defaults.
 
     Args:
@@ -87,7 +87,7 @@ def load_config(
     return _build(run_class, layout, settings)
 
 
-def config_to_dict(config: MidiGeneratorConfig) -> dict[str, Any]:
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
     """Return the whole configuration as plain data: `name`, then a dict per section.
 
     Tuples become lists, so that the result survives JSON unchanged.
@@ -101,7 +101,7 @@ def config_to_dict(config: MidiGeneratorConfig) -> dict[str, Any]:
     return plain
 
 
-def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfig:
+def config_from_dict(plain: Mapping[str, Any], where: str) -> RunConfig:
     """Build the run that `config_to_dict` described; options that it lacks get their default.
 
     Args:
@@ -132,7 +132,7 @@ def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfi
                 raise KmidiError(f"{where}: {name}.{key}: expected {_WANTED[wanted]}.")
             typed[key] = tuple(value) if isinstance(value, list) else wanted(value)
         try:
-            sections[name] = layout.sections[name](**typed)
+            sections[name] = dataclasses.replace(layout.defaults[name], **typed)
         except ConfigError as error:
             raise KmidiError(f"{where}: {name}.{error.key}: {error.problem}.") from error
     try:
@@ -142,13 +142,19 @@ def config_from_dict(plain: Mapping[str, Any], where: str) -> MidiGeneratorConfi
 
 
 def _fits(value: Any, wanted: Any) -> bool:
-    if wanted == tuple[int, ...]:
-        return isinstance(value, list) and all(type(item) is int for item in value)
+    item_type = _item_type(wanted)
+    if item_type is not None:
+        return isinstance(value, list) and all(type(item) is item_type for item in value)
     # True and False are whole numbers to isinstance; a whole float was written as an int by some
     return type(value) is wanted or (wanted is float and type(value) is int)
 
 
-def save_config(config: MidiGeneratorConfig, path: Path) -> None:
+def _item_type(wanted: Any) -> Any:
+    """The type of a list option's items; None for an option that is no list."""
+    return typing.get_args(wanted)[0] if typing.get_origin(wanted) is tuple else None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
     """Write every option of the run as YAML, each with its documentation, in one atomic step.
 
     `load_config(config.name, [path])` gives an equal configuration back.
@@ -180,10 +186,10 @@ def describe_options(model: str) -> str:
     layout = _layout(_run_class(model))
     width = max(map(len, layout.dotted))
     lines: list[str] = []
-    for name, section in layout.sections.items():
+    for name, section in layout.defaults.items():
         lines += ["", (section.__doc__ or name).splitlines()[0]]
         for item in dataclasses.fields(section):
-            default = _yaml_scalar(item.default)
+            default = _yaml_scalar(getattr(section, item.name))
             key = f"{name}.{item.name}".ljust(width)
             lines.append(f"  {key}  {default:<14} {item.metadata['doc']}{_range(item.metadata)}")
     return "\n".join(lines[1:]) + "\n"
@@ -198,20 +204,21 @@ def _range(metadata: Mapping[str, Any]) -> str:
     return f" (at least {low})" if low is not None else ""
 
 
-def _run_class(model: str) -> type[MidiGeneratorConfig]:
+def _run_class(model: str) -> type[RunConfig]:
     if model not in RUN_CONFIGS:
         raise KmidiError(f"unknown model {shown(model)}{_nearest(model, RUN_CONFIGS)}")
     return RUN_CONFIGS[model]
 
 
-def _layout(run_class: type[MidiGeneratorConfig]) -> _Layout:
+def _layout(run_class: type[RunConfig]) -> _Layout:
     hints = typing.get_type_hints(run_class)
     sections = {item.name: hints[item.name] for item in dataclasses.fields(run_class)}
     options = {}
     for name, section in sections.items():
         types = typing.get_type_hints(section)
         options[name] = {item.name: types[item.name] for item in dataclasses.fields(section)}
-    return _Layout(sections, options)
+    run = run_class()
+    return _Layout(sections, {name: getattr(run, name) for name in sections}, options)
 
 
 def _nearest(word: str, valid: Iterable[str]) -> str:
@@ -322,12 +329,13 @@ def _read_override(text: str, layout: _Layout) -> dict[str, _Setting]:
 def _convert(node: yaml.Node, section: str, key: str, layout: _Layout, source: Source) -> Any:
     wanted = layout.options[section][key]
     where = f"{source.at(node.start_mark.line)}: {section}.{key}"
-    if wanted != tuple[int, ...]:
+    item_type = _item_type(wanted)
+    if item_type is None:
         return _scalar(node, wanted, where)
     if not isinstance(node, yaml.SequenceNode):
         raise KmidiError(f"{where}: expected {_WANTED[wanted]}, found {_found(node)}.")
     return tuple(
-        _scalar(item, int, f"{source.at(item.start_mark.line)}: {section}.{key}[{index}]")
+        _scalar(item, item_type, f"{source.at(item.start_mark.line)}: {section}.{key}[{index}]")
         for index, item in enumerate(node.value)
     )
 
@@ -376,14 +384,13 @@ def _found(node: yaml.Node) -> str:
     return shown(node.value)
 
 
-def _build(
-    run_class: type[MidiGeneratorConfig], layout: _Layout, settings: dict[str, _Setting]
-) -> MidiGeneratorConfig:
+def _build(run_class: type[RunConfig], layout: _Layout, settings: dict[str, _Setting]) -> RunConfig:
     sections: dict[str, Any] = {}
-    for name, section in layout.sections.items():
+    for name, default in layout.defaults.items():
         keys = [key for key in layout.options[name] if f"{name}.{key}" in settings]
+        given = {key: settings[f"{name}.{key}"].value for key in keys}
         try:
-            sections[name] = section(**{key: settings[f"{name}.{key}"].value for key in keys})
+            sections[name] = dataclasses.replace(default, **given)
         except ConfigError as error:
             raise _located(f"{name}.{error.key}", name, error, settings) from error
     try:

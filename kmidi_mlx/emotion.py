@@ -189,13 +189,13 @@ def from_label(label: str) -> Emotion:
     """Return the emotion that a label such as "happy" stands for (`LABELS`, any case).
 
     Raises:
-        KmidiError: for an unknown label; the message names the nearest valid ones.
+        KmidiError: for an unknown label; the message names the nearest and all known ones.
     """
     name = label.strip().lower()
     if name not in LABELS:
         near = difflib.get_close_matches(name, LABELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(LABELS)}."
-        raise KmidiError(f"emotion label {label!r} is unknown; {hint}")
+        hint = f"did you mean {' or '.join(near)}? Known" if near else "known"
+        raise KmidiError(f"emotion label {label!r} is unknown; {hint} are {', '.join(LABELS)}.")
     return Emotion.of(*LABELS[name])
 
 

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def _train(work: Path, interruption: Interruption) -> list[str]:
-    from kmidi_mlx.training.run import train_midi_generator
+    from kmidi_mlx.training.run import train_model
 
     assets = files("kmidi_mlx") / "assets"
     data, model = work / "data", work / "model"
@@ -61,7 +61,7 @@ def _train(work: Path, interruption: Interruption) -> list[str]:
     if before < config.training.max_steps:
         print("training a small model for about a minute", file=sys.stderr)
     with checkpoint.exclusive(model):
-        outcome = train_midi_generator(config, model, resume, interruption)
+        outcome = train_model(config, model, resume, interruption)
     done, summary = outcome.progression, report.summary
     sides = summary.splits.values() if summary else ()
     did = "trained  " if done.step > before else "trained before:"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, interruptible, run
-from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig
+from kmidi_mlx.config import (
+    RUN_CONFIGS,
+    EmotionRecognizerConfig,
+    MidiGeneratorConfig,
+    RunConfig,
+)
 from kmidi_mlx.config_file import describe_options, load_config
 from kmidi_mlx.errors import KmidiError
 
@@ -30,6 +37,7 @@ def main(argv: list[str]) -> int:
         help="what to train (default: midi_generator)",
     )
     parser.add_argument("--data", metavar="DIR", help="prepared music (sets data.path)")
+    add_recording_arguments(parser)
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
     )
@@ -43,6 +51,7 @@ def main(argv: list[str]) -> int:
         return 0
     out = args.out or Path("checkpoints") / args.model
     files, overrides = list(args.config_files), list(args.overrides)
+    overrides += recording_overrides(args)
     if args.data is not None:
         overrides.append(f"data.path={json.dumps(args.data)}")
     started = (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists()
@@ -56,19 +65,63 @@ def main(argv: list[str]) -> int:
     return _train(config, out, args.resume, args.json)
 
 
-def _train(config: MidiGeneratorConfig, out: Path, resume: bool, as_json: bool) -> int:
+def add_recording_arguments(parser: CommandParser) -> None:
+    """Add the flags that only the emotion recogniser has."""
+    group = parser.add_argument_group("emotion_recognizer")
+    group.add_argument(
+        "--audio-manifest", metavar="FILE", help="labelled recordings (sets data.manifest)"
+    )
+    group.add_argument(
+        "--sample-rate", type=int, metavar="HZ", help="of what it hears (sets data.sample_rate)"
+    )
+    group.add_argument("--n-mels", type=int, metavar="N", help="mel bands (sets model.n_mels)")
+    group.add_argument(
+        "--use-augmentation",
+        action="store_true",
+        help="stretch, shift, tilt and mask recordings (sets data.augment)",
+    )
+
+
+def recording_overrides(args: argparse.Namespace) -> list[str]:
+    """Return the flags of the recogniser as settings.
+
+    Raises:
+        KmidiError: when another model is to be trained with them, or the recogniser with `--data`.
+    """
+    given = {
+        "--audio-manifest": ("data.manifest", args.audio_manifest),
+        "--sample-rate": ("data.sample_rate", args.sample_rate),
+        "--n-mels": ("model.n_mels", args.n_mels),
+        "--use-augmentation": ("data.augment", True if args.use_augmentation else None),
+    }
+    used = {flag: pair for flag, pair in given.items() if pair[1] is not None}
+    if args.model != EmotionRecognizerConfig.name:
+        if used:
+            raise KmidiError(
+                f"{next(iter(used))} is for --model {EmotionRecognizerConfig.name}, not for "
+                f"{args.model}."
+            )
+    elif args.data is not None:
+        raise KmidiError(
+            f"{args.model} learns from a manifest of recordings: give --audio-manifest FILE "
+            "instead of --data."
+        )
+    return [f"{option}={json.dumps(value)}" for option, value in used.values()]
+
+
+def _train(config: RunConfig, out: Path, resume: bool, as_json: bool) -> int:
     # imported late, so that --help and wrong flags answer at once
-    from kmidi_mlx.training.run import train_midi_generator
+    from kmidi_mlx.training.run import train_model
 
     with interruptible() as interruption, checkpoint.exclusive(out):
-        outcome = train_midi_generator(
+        outcome = train_model(
             config, out, resume, interruption, lambda line: print(line, file=sys.stderr)
         )
     done = outcome.progression
     result = {
         "reason": outcome.reason,
         "step": done.step,
-        "tokens": int(done.tokens),
+        outcome.unit: int(done.tokens),
         "seconds": round(done.seconds, 1),
         "val_loss": done.best_loss if done.best_step >= 0 else None,
         "best_step": done.best_step,
@@ -80,18 +133,18 @@ def _train(config: MidiGeneratorConfig, out: Path, resume: bool, as_json: bool) 
     if as_json:
         print(json.dumps(result))
     else:
-        _print_result(result, out)
+        _print_result(result, outcome.unit, outcome.loss_unit, out)
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
-def _print_result(result: dict[str, object], out: Path) -> None:
+def _print_result(result: dict[str, Any], unit: str, loss_unit: str, out: Path) -> None:
     print(
-        f"{REASONS[str(result['reason'])]} at step {result['step']} after {result['seconds']} s "
-        f"and {result['tokens']:,} events; {result['skipped_steps']} steps skipped, "
+        f"{REASONS[result['reason']]} at step {result['step']} after {result['seconds']} s "
+        f"and {result[unit]:,} {unit}; {result['skipped_steps']} steps skipped, "
         f"peak memory {result['peak_memory_gb']} GB"
     )
     if result["val_loss"] is not None:
-        print(f"best: {result['val_loss']:.4f} nats per event at step {result['best_step']}")
+        print(f"best: {result['val_loss']:.4f} {loss_unit} at step {result['best_step']}")
         print(f"weights: {result['checkpoint']}")
     if result["synthetic"]:
         print("note: trained on synthetic practice music, not on real music")

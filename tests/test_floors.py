@@ -14,7 +14,10 @@ import kmidi_mlx
 
 PACKAGE = Path(kmidi_mlx.__file__).parent
 FRAMEWORK_FLOORS = ("models", "generation", "training", "evaluation")
-COMMANDS = ("train", "generate", "evaluate", "prepare", "hello", "__main__")
+COMMANDS = (
+    "train", "generate", "evaluate", "evaluate_kinds", "prepare", "prepare_kinds", "hello",
+    "__main__",
+)  # fmt: skip
 
 # the floor of every room, as in docs/architecture.md
 FLOORS = {

@@ -7,12 +7,9 @@ leave the data set. Work is committed shard by shard; a run that was killed goes
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import numpy as np
 from kmidi_mlx.data.catalogue import Catalogue, Summary
 from kmidi_mlx.data.columns import Content
 from kmidi_mlx.data.destination import check_destination
+from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.sources import Source, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.tokenise import Tokenised, tokenise
@@ -29,7 +27,7 @@ from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.mood import load_model
 
-__all__ = ["Report", "prepare_midi"]
+__all__ = ["Report", "check_options", "prepare_midi"]
 
 _CHUNK_FILES = 16
 # A killed run loses what came after the last commit: at most this many tokens or seconds.
@@ -122,7 +120,7 @@ def prepare_midi(
             is wrong, the folder is not ours to write to (`destination.check_destination`), another
             process works on it, no file at all can be used, or the disk refuses.
     """
-    _check_options(synthetic, val_share, workers, seed)
+    check_options(synthetic, val_share, workers, seed)
     if not sources and not synthetic:
         raise KmidiError(
             "nothing to prepare: name folders, MIDI files or manifests, or --synthetic N."
@@ -131,7 +129,7 @@ def prepare_midi(
     out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
     listed = list_sources(sources, root=root, skip=out) if sources else []
     check_destination(out, sources)
-    with _locked(out):
+    with locked(out):
         composed = 0
         if synthetic:
             on_start("compose", synthetic)
@@ -204,7 +202,8 @@ def _stopped_composing(sources: int, composed: int) -> Report:
     )
 
 
-def _check_options(synthetic: int, val_share: float, workers: int | None, seed: int) -> None:
+def check_options(synthetic: int, val_share: float, workers: int | None, seed: int) -> None:
+    """Check what every kind of data set is asked for; a `KmidiError` names the option."""
     if not 0.0 <= val_share <= 1.0:
         raise KmidiError(f"--val-share {val_share} has to be from 0 to 1.")
     least = {"--synthetic": (synthetic, 0), "--workers": (workers, 1), "--seed": (seed, 0)}
@@ -251,36 +250,3 @@ def _join(parts: list[Tokenised]) -> Tokenised:
         [note for part in parts for note in part.pieces],
         [note for part in parts for note in part.rejected],
     )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make the folder and keep other processes out of it; the lock ends with the process.
-
-    If nothing was written in the end, the folder leaves no trace.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = folder / ".lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.stat()  # its holder may have removed it after it was opened here
-        except OSError as error:
-            raise KmidiError(
-                f"another process is preparing {folder}; wait until it has finished."
-            ) from error
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                if all(path == lock for path in folder.iterdir()):
-                    lock.unlink()
-                    for path in missing:
-                        path.rmdir()
-    finally:
-        os.close(descriptor)

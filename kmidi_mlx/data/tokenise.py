@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "TOKENISER_VERSION",
     "Tokenised",
     "content_digest",
+    "stated_mood",
     "tokenise",
 ]
 
@@ -94,6 +95,28 @@ def content_digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def stated_mood(values: Mapping[str, Any]) -> tuple[NDArray[np.float64], str] | None:
+    """Return the mood that a manifest's line states, on the steering scale.
+
+    Args:
+        values: the line, checked.
+
+    Returns:
+        float64 (1, 2) of valence and arousal, and how they came about (`given` or `rated`); None if
+        the line states neither both numbers nor a label.
+    """
+    valence, arousal = values.get("valence"), values.get("arousal")
+    if valence is not None and arousal is not None:
+        point = np.array([[valence, arousal]], np.float64)
+        return (
+            (point, "given") if values.get("scale") == "steering" else (to_steering(point), "rated")
+        )
+    if values.get("label") is not None:
+        named = from_label(values["label"])
+        return np.array([[named.valence, named.arousal]]), "given"
+    return None
+
+
 def _read(path: Path, note: dict[str, Any]) -> bytes:
     try:
         status = path.stat()
@@ -111,16 +134,8 @@ def _read(path: Path, note: dict[str, Any]) -> bytes:
 
 def _content(source: Source, notes: Notes, events: NDArray[np.uint16]) -> Content:
     values = source.values
-    valence, arousal = values.get("valence"), values.get("arousal")
-    if valence is not None and arousal is not None:
-        given = values.get("scale") == "steering"
-        point = np.array([[valence, arousal]], np.float64)
-        mood, mood_source = (point, "given") if given else (to_steering(point), "rated")
-    elif values.get("label") is not None:
-        named = from_label(values["label"])
-        mood, mood_source = np.array([[named.valence, named.arousal]]), "given"
-    else:
-        mood, mood_source = _curve(notes), "estimated"
+    stated = stated_mood(values)
+    mood, mood_source = stated if stated is not None else (_curve(notes), "estimated")
     intensity = values.get("intensity")
     chord_step, chord = _changes(_chords(values))
     key_step, key = _changes(_keys(values))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext
@@ -21,6 +23,10 @@ Result = TypeVar("Result")
 
 _MOST_DEATHS_IN_A_ROW = 8
 _POLL_SECONDS = 0.2
+# The libraries that numpy may multiply with read these when they are loaded.
+_ONE_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ def map_chunks(
     workers: int,
     chunk_size: int,
     stop: Callable[[], bool],
+    one_thread: bool = False,
 ) -> Iterator[tuple[list[Item], Result] | Lost[Item]]:
     """Apply a function to chunks of items in processes of their own.
 
@@ -55,6 +62,8 @@ def map_chunks(
         workers: number of processes; 1 works in this process.
         chunk_size: items at a time.
         stop: asked between chunks; once true, nothing new is begun.
+        one_thread: whether linear algebra has one thread in each process, so that its results have
+            the same bits everywhere; then even one worker is a process of its own.
 
     Yields:
         `(chunk, result)` as they are done, in any order, and `Lost` items.
@@ -63,13 +72,13 @@ def map_chunks(
         KmidiError: if workers keep dying without doing anything.
     """
     chunks = deque(list(items[i : i + chunk_size]) for i in range(0, len(items), chunk_size))
-    if workers == 1:
+    if workers == 1 and not one_thread:
         while chunks and not stop():
             chunk = chunks.popleft()
             yield chunk, function(chunk)
         return
     context = multiprocessing.get_context("spawn")
-    crew = [_Worker(context, function) for _ in range(min(workers, len(chunks)))]
+    crew = [_Worker(context, function, one_thread) for _ in range(min(workers, len(chunks)))]
     deaths = 0
     try:
         while True:
@@ -94,7 +103,7 @@ def map_chunks(
                             f"worker processes die as soon as they start (exit code {exit_code}); "
                             "try again with one worker."
                         ) from None
-                    crew[crew.index(worker)] = _Worker(context, function)
+                    crew[crew.index(worker)] = _Worker(context, function, one_thread)
                     if len(chunk) == 1:
                         yield Lost(chunk[0], exit_code)
                     else:
@@ -112,10 +121,13 @@ def map_chunks(
 class _Worker(Generic[Item, Result]):
     """One process and the chunk it works on."""
 
-    def __init__(self, context: SpawnContext, function: Callable[[list[Item]], Result]) -> None:
+    def __init__(
+        self, context: SpawnContext, function: Callable[[list[Item]], Result], one_thread: bool
+    ) -> None:
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, function), daemon=True)
-        self.process.start()
+        with _environment(_ONE_THREAD if one_thread else {}):
+            self.process.start()
         # Only the worker holds its end, so a dead worker is an end of file here.
         other.close()
         self.chunk: list[Item] | None = None
@@ -141,6 +153,21 @@ class _Worker(Generic[Item, Result]):
         self.pipe.close()
         self.process.kill()
         self.process.join()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for processes that start meanwhile."""
+    earlier = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in earlier.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _serve(pipe: Connection, function: Callable[[list[Item]], Result]) -> None:

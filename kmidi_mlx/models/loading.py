@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
+from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
 from kmidi_mlx import checkpoint
-from kmidi_mlx.config import MidiGeneratorConfig
+from kmidi_mlx.config import (
+    EmotionRecognizerConfig,
+    MidiGeneratorConfig,
+    RunConfig,
+    SpectocloudConfig,
+)
 from kmidi_mlx.config_file import config_from_dict
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
+from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
+
+Model = TypeVar("Model", bound=nn.Module)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 @dataclass(frozen=True)
-class LoadedGenerator:
-    """A MIDI generator ready to write: the model, its run's configuration, what is known of it."""
+class Loaded(Generic[Model, Config]):
+    """A model ready to use: its weights, its run's configuration, what is known of it."""
 
-    model: EmotionMIDITransformer
-    config: MidiGeneratorConfig
+    model: Model
+    config: Config
     metadata: dict[str, Any]
     path: Path
 
@@ -35,6 +47,11 @@ class LoadedGenerator:
                 "it shows that everything works, not what the model can do."
             )
         return None
+
+
+LoadedGenerator = Loaded[EmotionMIDITransformer, MidiGeneratorConfig]
+LoadedSpectocloud = Loaded[SpectocloudViT, SpectocloudConfig]
+LoadedRecognizer = Loaded[EmotionRecognizer, EmotionRecognizerConfig]
 
 
 def default_dtype() -> mx.Dtype:
@@ -53,22 +70,55 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
         KmidiError: when there is no checkpoint, it is damaged, newer, of another model, or its
             weights are not finite or do not fit its configuration.
     """
+    hint = " (`kmidi hello` leaves a small one in out/hello/model)"
+    return _load(
+        path, MidiGeneratorConfig, lambda run: EmotionMIDITransformer(run.model), dtype, hint
+    )
+
+
+def load_spectocloud(path: Path, dtype: mx.Dtype | None = None) -> LoadedSpectocloud:
+    """Open a Spectocloud network; arguments and errors as of `load_generator`."""
+    return _load(path, SpectocloudConfig, lambda run: SpectocloudViT(run.model), dtype)
+
+
+def load_recognizer(path: Path, dtype: mx.Dtype | None = None) -> LoadedRecognizer:
+    """Open an emotion recogniser; arguments and errors as of `load_generator`."""
+    return _load(path, EmotionRecognizerConfig, lambda run: EmotionRecognizer(run.model), dtype)
+
+
+def label_temperature(loaded: LoadedRecognizer) -> float:
+    """Return what divides a recogniser's logits so that its probabilities are calibrated."""
+    temperature = loaded.metadata.get("temperature", 1.0)
+    if not isinstance(temperature, float) or not 0.0 < temperature < float("inf"):
+        raise KmidiError(f"{loaded.path} holds the temperature {temperature!r}, not a number > 0.")
+    return temperature
+
+
+def _load(
+    path: Path,
+    kind: type[Config],
+    build: Callable[[Config], Model],
+    dtype: mx.Dtype | None,
+    hint: str = "",
+) -> Loaded[Model, Config]:
     file = path / checkpoint.BEST if path.is_dir() else path
     if not file.exists():
         raise KmidiError(
-            f"no such checkpoint: {file}; train one with `kmidi train`, or name one with "
-            "--checkpoint (`kmidi hello` leaves a small one in out/hello/model)."
+            f"no such checkpoint: {file}; train one with `kmidi train --model {kind.name}`, or "
+            f"name one with --checkpoint{hint}."
         )
     arrays, metadata = checkpoint.load_arrays(file)
-    if metadata.get("model") != MidiGeneratorConfig.name:
+    if metadata.get("model") != kind.name:
         raise KmidiError(
             f"{file} holds {metadata.get('model', 'no kmidi model')!r}; "
-            f"a {MidiGeneratorConfig.name!r} is needed here."
+            f"a {kind.name!r} is needed here."
         )
     if not isinstance(metadata.get("config"), dict):
         raise KmidiError(f"{file} does not say how its model is built; it cannot be used.")
     config = config_from_dict(metadata["config"], str(file))
-    model = EmotionMIDITransformer(config.model)
+    if not isinstance(config, kind):
+        raise KmidiError(f"{file} describes a {config.name!r}, not the {kind.name!r} it claims.")
+    model = build(config)
     expected = {name: array.shape for name, array in tree_flatten(model.parameters())}
     checkpoint.check_names(file, arrays, expected)
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
@@ -79,4 +129,4 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
     model.update(tree_map(lambda weight: weight.astype(wanted), model.parameters()))
     model.eval()
     mx.eval(model.parameters())
-    return LoadedGenerator(model, config, metadata, file)
+    return Loaded(model, config, metadata, file)

@@ -15,7 +15,7 @@ from kmidi_mlx.spectocloud.points import PointSet
 from kmidi_mlx.spectocloud.relief import relief
 from kmidi_mlx.spectocloud.storm import Storm, bolt
 
-__all__ = ["CHANNELS", "Sight", "draw_cloud"]
+__all__ = ["CHANNELS", "Sight", "anchor_offsets", "draw_cloud"]
 
 #: Columns of a cloud: position in [-1, 1], all others in [0, 1].
 CHANNELS = ("x", "y", "z", "r", "g", "b", "a", "size", "glow", "depth")
@@ -127,18 +127,31 @@ def _lifeline(count: int, sight: Sight) -> _Floats:
     return out
 
 
-def _anchors(count: int, sight: Sight) -> _Floats:
-    valence, arousal, intensity = sight.emotion
+def anchor_offsets(count: int) -> tuple[NDArray[np.intp], _Floats]:
+    """Return which anchor each anchor point belongs to, and where it circles it.
+
+    Args:
+        count: how many points, n.
+
+    Returns:
+        anchors (n,), and float32 (3, n): offsets in units of the halo, 0 for an anchor's heart.
+    """
     anchor = np.arange(count) % ANCHOR_COUNT
     ring = np.arange(count) // ANCHOR_COUNT
-    glow = sight.anchors[anchor]
-    # The first point of an anchor is its heart, the others circle it and move out as it glows.
-    radius = _HALO * (0.5 + glow) * np.sqrt(ring / 6.0) * adhesion.spread(arousal)
     angle = 2.0 * np.pi * (0.618034 * ring + 0.29 * anchor)
     height = 1.6 * ((0.7549 * ring + 0.13 * anchor) % 1.0) - 0.8
     across = np.sqrt(1.0 - height * height)
-    offset = radius * np.array([across * np.cos(angle), across * np.sin(angle), height])
-    heart = (ring == 0).astype(np.float32)
+    around = np.array([across * np.cos(angle), across * np.sin(angle), height])
+    return anchor, (np.sqrt(ring / 6.0) * around).astype(np.float32)
+
+
+def _anchors(count: int, sight: Sight) -> _Floats:
+    valence, arousal, intensity = sight.emotion
+    anchor, around = anchor_offsets(count)
+    glow = sight.anchors[anchor]
+    # The first point of an anchor is its heart, the others circle it and move out as it glows.
+    offset = _HALO * (0.5 + glow) * adhesion.spread(arousal) * around
+    heart = (np.arange(count) < ANCHOR_COUNT).astype(np.float32)
     out = np.empty((len(CHANNELS), count), np.float32)
     out[:3] = ANCHOR_POSITIONS[anchor].T + offset
     hues = np.float32(adhesion.hue(valence)) + _FAMILY_HUE[anchor]

@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 
 from kmidi_mlx.spectocloud.energy import Energy, sample_columns
 
-__all__ = ["STRANDS", "WIDTH_AT_END", "WIDTH_AT_START", "lifeline_points", "lifeline_width"]
+__all__ = [
+    "STRANDS",
+    "WIDTH_AT_END",
+    "WIDTH_AT_START",
+    "lifeline_places",
+    "lifeline_points",
+    "lifeline_width",
+]
 
 WIDTH_AT_START = 0.16
 WIDTH_AT_END = 0.55
@@ -22,6 +29,22 @@ _GOLDEN = 0.6180339887
 def lifeline_width(progress: float) -> float:
     """Return the ribbon's width from edge to edge at a place in the song (0 start, 1 end)."""
     return WIDTH_AT_START + (WIDTH_AT_END - WIDTH_AT_START) * progress
+
+
+def lifeline_places(count: int) -> tuple[_Floats, _Floats]:
+    """Return where along time the points of the ribbon are, and on which strand.
+
+    Args:
+        count: how many points, n.
+
+    Returns:
+        float32 x (n,) in [-1, 1], and strand (n,), -1 or 1.
+    """
+    index = np.arange(count)
+    # Golden steps leave no gap on a strand, however many points it has.
+    x = 2.0 * ((_GOLDEN * (1 + index // STRANDS)) % 1.0) - 1.0
+    strand = (index % STRANDS) * (2.0 / (STRANDS - 1)) - 1.0
+    return x.astype(np.float32), strand.astype(np.float32)
 
 
 def lifeline_points(
@@ -40,10 +63,7 @@ def lifeline_points(
     Returns:
         float32 x, y, z (n,) and the loudness (n,) of the columns they are at.
     """
-    index = np.arange(count)
-    # Golden steps leave no gap on a strand, however many points it has.
-    x = (2.0 * ((_GOLDEN * (1 + index // STRANDS)) % 1.0) - 1.0).astype(np.float32)
-    strand = (index % STRANDS) * (2.0 / (STRANDS - 1)) - 1.0
+    x, strand = lifeline_places(count)
     half = 0.5 * lifeline_width(progress) * strand
     angle = np.pi * _TWIST * x
     loudness = sample_columns(x, energy.loudness)

@@ -61,6 +61,9 @@ class MidiTask:
         KmidiError: when a split is empty.
     """
 
+    unit = "tokens"
+    loss_unit = "nats per event"
+
     def __init__(self, config: MidiGeneratorConfig, reader: ShardReader) -> None:
         training = config.training
         self.config = config
@@ -100,7 +103,7 @@ class MidiTask:
             weight += events.item()
         return {"val_loss": total / weight}
 
-    def write_sample(self, path: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int) -> None:
         """Write a piece under one of four emotions, in turn by evaluation."""
         turn = step // self.config.training.eval_every % len(SAMPLE_EMOTIONS)
         ids = generate(
@@ -110,8 +113,8 @@ class MidiTask:
             seed=step,
             emotion=Emotion.of(*SAMPLE_EMOTIONS[turn]),
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_midi(decode(ids), path)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_midi(decode(ids), folder / f"step-{step:06d}.mid")
 
 
 def dataset_metadata(reader: ShardReader) -> dict[str, Any]:

@@ -11,23 +11,31 @@ from mlx.utils import tree_flatten
 from kmidi_mlx import checkpoint
 from kmidi_mlx.blas import blas_name
 from kmidi_mlx.command import Interruption
-from kmidi_mlx.config import MidiGeneratorConfig
+from kmidi_mlx.config import (
+    EmotionRecognizerConfig,
+    MidiGeneratorConfig,
+    RunConfig,
+    SpectocloudConfig,
+)
 from kmidi_mlx.config_file import save_config
+from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.shards import ShardReader
+from kmidi_mlx.training.cloud_task import CloudTask
+from kmidi_mlx.training.emotion_task import EmotionTask, open_recordings
 from kmidi_mlx.training.memory import physical_bytes, require_memory
 from kmidi_mlx.training.midi_task import MidiTask
 from kmidi_mlx.training.tracker import JsonLinesTracker
-from kmidi_mlx.training.trainer import Outcome, Trainer
+from kmidi_mlx.training.trainer import Outcome, Task, Trainer
 
 
-def train_midi_generator(
-    config: MidiGeneratorConfig,
+def train_model(
+    config: RunConfig,
     folder: Path,
     resume: bool,
     interruption: Interruption,
     announce: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Train the MIDI generator into a checkpoint folder, which the caller holds.
+    """Train a model into a checkpoint folder, which the caller holds.
 
     Args:
         config: the run; saved beside the weights.
@@ -41,7 +49,7 @@ def train_midi_generator(
     """
     if config.training.memory_gb > 0:
         mx.set_memory_limit(int(config.training.memory_gb * 1e9))
-    task = MidiTask(config, ShardReader(config.data.path))
+    task = make_task(config)
     parameters = sum(array.size for _, array in tree_flatten(task.model.parameters()))
     available = int(config.training.memory_gb * 1e9) or physical_bytes()
     require_memory(config, parameters, available)
@@ -54,7 +62,22 @@ def train_midi_generator(
     return trainer.train(interruption)
 
 
-def _announcement(config: MidiGeneratorConfig, parameters: int, steps_per_epoch: int) -> str:
+def make_task(config: RunConfig) -> Task:
+    """The model and data of a run.
+
+    Raises:
+        KmidiError: when the data cannot be used.
+    """
+    if isinstance(config, MidiGeneratorConfig):
+        return MidiTask(config, ShardReader(config.data.path))
+    if isinstance(config, SpectocloudConfig):
+        return CloudTask(config, CloudReader(Path(config.data.path)))
+    if isinstance(config, EmotionRecognizerConfig):
+        return EmotionTask(config, open_recordings(config))
+    raise TypeError(f"there is no task for {type(config).__name__}")
+
+
+def _announcement(config: RunConfig, parameters: int, steps_per_epoch: int) -> str:
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     place = "the GPU" if on_gpu else f"the CPU ({blas_name()})"
     line = (

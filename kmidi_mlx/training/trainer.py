@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
-from kmidi_mlx.config import MidiGeneratorConfig
+from kmidi_mlx.config import RunConfig
 from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
@@ -34,10 +34,18 @@ Numbers = dict[str, float]
 
 
 class Task(Protocol):
-    """What is trained: the model, its data, its loss and how it is judged."""
+    """What is trained: the model, its data, its loss and how it is judged.
 
-    config: MidiGeneratorConfig
+    `unit` names what weights count (`tokens`, `clouds`), `loss_unit` what the validation loss is.
+    """
+
+    @property
+    def config(self) -> RunConfig:
+        """The run."""
+
     model: nn.Module
+    unit: str
+    loss_unit: str
     steps_per_epoch: int
     positions: int
     metadata: dict[str, Any]
@@ -51,13 +59,13 @@ class Task(Protocol):
     def evaluate(self) -> Numbers:
         """Judge the model as it stands; `val_loss` decides what is best."""
 
-    def write_sample(self, path: Path, step: int) -> None:
-        """Write something the model makes as it stands."""
+    def write_sample(self, folder: Path, step: int) -> None:
+        """Write something the model makes as it stands, named after the step."""
 
 
 @dataclass(frozen=True)
 class Progression:
-    """How far a run is; kept in every save."""
+    """How far a run is; kept in every save. `tokens` are those of the task's `unit`."""
 
     step: int = 0
     tokens: float = 0.0
@@ -73,6 +81,8 @@ class Outcome:
     """How a run ended: `reason` is finished, stopped_early, time_limit or interrupted."""
 
     reason: str
+    unit: str
+    loss_unit: str
     progression: Progression
     skipped_steps: int
     peak_memory_bytes: int
@@ -141,6 +151,8 @@ class Trainer:
             self._save()
         return Outcome(
             reason,
+            self._task.unit,
+            self._task.loss_unit,
             self.progression,
             int(self._step.counters["skipped_steps"].item()),
             mx.get_peak_memory(),
@@ -186,11 +198,10 @@ class Trainer:
             tokens=done.tokens + measures["weight"],
             seconds=time.monotonic() - started,
         )
-        tokens_per_second = measures["weight"] / seconds
+        unit = self._task.unit
+        rate_of_units = {f"{unit}_per_second": measures["weight"] / seconds}
         peak_gb = mx.get_peak_memory() / 1e9
-        progress.advance(
-            1, loss=measures["loss"], tokens_per_second=tokens_per_second, peak_gb=peak_gb
-        )
+        progress.advance(1, loss=measures["loss"], **rate_of_units, peak_gb=peak_gb)
         step = self.progression.step
         if step % training.log_every == 0:
             self._report(
@@ -200,8 +211,8 @@ class Trainer:
                     "learning_rate": rate,
                     "grad_norm": measures["grad_norm"],
                     "skipped_steps": int(self._step.counters["skipped_steps"].item()),
-                    "tokens": self.progression.tokens,
-                    "tokens_per_second": tokens_per_second,
+                    unit: self.progression.tokens,
+                    **rate_of_units,
                     "peak_memory_gb": peak_gb,
                 },
             )
@@ -232,9 +243,7 @@ class Trainer:
         if better:
             self._save_best(measures["val_loss"])
         if self._config.training.sample_seconds > 0:
-            self._task.write_sample(
-                self._folder / checkpoint.SAMPLES / f"step-{step:06d}.mid", step
-            )
+            self._task.write_sample(self._folder / checkpoint.SAMPLES, step)
         model.update(trained)
         waited = self.progression.evaluations_without_progress
         self.progression = replace(

@@ -70,3 +70,22 @@ def test_stop_begins_nothing_new_but_gives_what_is_done(workers: int) -> None:
     results = list(map_chunks(double, range(60), workers=workers, chunk_size=3, stop=stop))
     assert [result for result in results if isinstance(result, Lost)] == []
     assert len(results) == workers
+
+
+def threads_and_process(items: list[int]) -> tuple[str | None, int]:
+    return os.environ.get("OPENBLAS_NUM_THREADS"), os.getpid()
+
+
+def test_one_thread_each_means_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    for one_thread, expected in ((False, ("7", True)), (True, ("1", False))):
+        (done,) = map_chunks(
+            threads_and_process, [1], workers=1, chunk_size=1, stop=lambda: False,
+            one_thread=one_thread,
+        )  # fmt: skip
+        assert isinstance(done, tuple)
+        threads, process = done[1]
+        assert (threads, process == os.getpid()) == expected
+    assert dict(os.environ) == before

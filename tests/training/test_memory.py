@@ -76,7 +76,7 @@ def test_the_estimate_grows_with_what_needs_memory() -> None:
     averaged = dataclasses.replace(
         small, training=dataclasses.replace(small.training, ema_decay=0.99)
     )
-    assert estimated_bytes(averaged, 10**6) == estimated_bytes(small, 10**6) + 4 * 10**6
+    assert estimated_bytes(averaged, 10**6) >= estimated_bytes(small, 10**6) + 4 * 10**6
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_change() -> None:

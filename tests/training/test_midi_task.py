@@ -76,13 +76,14 @@ def test_samples_are_playable_repeatable_and_follow_the_step(
     task: MidiTask, tmp_path: Path
 ) -> None:
     for step in (10, 20):
-        task.write_sample(tmp_path / "samples" / f"{step}.mid", step)
-    notes = read_midi(tmp_path / "samples" / "10.mid")
+        task.write_sample(tmp_path / "samples", step)
+    notes = read_midi(tmp_path / "samples" / "step-000010.mid")
     assert len(notes) > 0
     assert notes.duration_seconds <= 3.01
-    task.write_sample(tmp_path / "again.mid", 10)
-    ten, twenty = ((tmp_path / "samples" / f"{step}.mid").read_bytes() for step in (10, 20))
-    assert (tmp_path / "again.mid").read_bytes() == ten != twenty
+    task.write_sample(tmp_path / "again", 10)
+    names = [f"step-{step:06d}.mid" for step in (10, 20)]
+    ten, twenty = ((tmp_path / "samples" / name).read_bytes() for name in names)
+    assert (tmp_path / "again" / names[0]).read_bytes() == ten != twenty
 
 
 def test_the_seed_decides_weights_and_batches(config: MidiGeneratorConfig) -> None:

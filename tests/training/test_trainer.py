@@ -48,6 +48,7 @@ class ScriptedTask:
             training=TrainingConfig(**options),  # type: ignore[arg-type]
         )
         self.model: nn.Module = Parts()
+        self.unit, self.loss_unit = "tokens", "nats per event"
         self.steps_per_epoch = 1000
         self.positions = 1
         self.metadata: dict[str, Any] = {"synthetic": True, "data_licences": ["none"]}
@@ -76,10 +77,10 @@ class ScriptedTask:
         self.judged.append(weights_of(self.model))
         return {"val_loss": self._losses(len(self.judged) - 1)}
 
-    def write_sample(self, path: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int) -> None:
         self.sampled.append((step, weights_of(self.model)))
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(str(step))
+        folder.mkdir(exist_ok=True)
+        (folder / f"step-{step:06d}.txt").write_text(str(step))
 
 
 def train(
@@ -262,7 +263,7 @@ def test_evaluations_use_the_average_and_give_the_trained_weights_back(tmp_path:
     for (_, sampled), seen in zip(judged.sampled, judged.judged, strict=True):
         assert same_bits(sampled, seen)
     names = sorted(item.name for item in (tmp_path / "one" / checkpoint.SAMPLES).iterdir())
-    assert names == [f"step-{step:06d}.mid" for step in (2, 4, 6, 8)]
+    assert names == [f"step-{step:06d}.txt" for step in (2, 4, 6, 8)]
 
 
 # --- steps that are no numbers -------------------------------------------------------------------

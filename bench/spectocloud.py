@@ -1,0 +1,164 @@
+"""How fast the parts of Spectocloud are: `python -m bench.spectocloud [--only SECTION]`.
+
+chamfer  forward and backward pass of the Chamfer distance: the (batch, n, m, 3) broadcast, the
+         |a|² + |b|² - 2ab matrix that autograd keeps, and ours. They take turns, so that a noisy
+         machine is noisy for all; peak memory is measured alone, before.
+mel      the streaming spectrogram, fed the samples of 1/60 s at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+
+from bench.report import Row, add_arguments, publish, spread
+from kmidi_mlx.audio import MelStream
+from kmidi_mlx.command import CommandParser, run
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.spectocloud import DEFAULT_POINTS, FRAMES_PER_SECOND
+from kmidi_mlx.training.cloud_losses import chamfer
+
+Loss = Callable[[mx.array, mx.array], mx.array]
+
+COLUMNS = (
+    "section",
+    "case",
+    "batch",
+    "points",
+    "ms",
+    "ms_p10",
+    "ms_p90",
+    "peak_mb",
+    "times_faster",
+)
+_SAMPLE_RATE = 44_100
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark."""
+    args = _parser().parse_args(argv)
+    if args.repeats < 1:
+        raise KmidiError(f"--repeats {args.repeats}: give 1 or more.")
+    rows = [
+        {"section": section, **row}
+        for section in args.only or SECTIONS
+        for row in SECTIONS[section](args)
+    ]
+    publish("spectocloud", rows, COLUMNS, args)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = CommandParser(
+        prog="python -m bench.spectocloud",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS, metavar="SECTION", help="these sections only"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=15, metavar="N", help="times each case is run (default: 15)"
+    )
+    add_arguments(parser)
+    return parser
+
+
+def chamfer_section(args: argparse.Namespace) -> list[Row]:
+    """Chamfer distance in three forms at batch 8, and ours at batch 32."""
+    losses: dict[str, Loss] = {
+        "(B,N,M,3) broadcast": by_broadcast,
+        "|a|²+|b|²-2ab": by_product,
+        "ours": chamfer,
+    }
+    rows = _chamfer_rows(losses, 8, args.repeats)
+    return rows + _chamfer_rows({"ours": chamfer}, 32, args.repeats)
+
+
+def by_broadcast(a: mx.array, b: mx.array) -> mx.array:
+    """Chamfer distance (batch,) from the differences of all pairs of points."""
+    return _both_ways(mx.square(a[:, :, None] - b[:, None]).sum(-1))
+
+
+def by_product(a: mx.array, b: mx.array) -> mx.array:
+    """Chamfer distance (batch,) from one product, with a gradient through the whole matrix."""
+    norm_a, norm_b = mx.square(a).sum(-1), mx.square(b).sum(-1)
+    return _both_ways(norm_a[:, :, None] + norm_b[:, None] - 2 * a @ b.swapaxes(1, 2))
+
+
+def _both_ways(squares: mx.array) -> mx.array:
+    return squares.min(2).mean(1) + squares.min(1).mean(1)
+
+
+def _chamfer_rows(losses: dict[str, Loss], batch: int, repeats: int) -> list[Row]:
+    rng = np.random.default_rng(0)
+    a, b = (
+        mx.array(rng.uniform(-1, 1, (batch, DEFAULT_POINTS, 3)).astype(np.float32))
+        for _ in range(2)
+    )
+    steps = {name: _step(loss, a, b) for name, loss in losses.items()}
+    peaks = {name: _peak_mb(step) for name, step in steps.items()}
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            times[name].append(1e3 * _seconds(step))
+    slowest = float(np.median(next(iter(times.values()))))
+    rows = []
+    for name, samples in times.items():
+        row: Row = {"case": name, "batch": batch, "points": DEFAULT_POINTS}
+        row |= spread("ms", samples)
+        row["peak_mb"] = peaks[name]
+        if len(losses) > 1:
+            row["times_faster"] = slowest / row["ms"]
+        rows.append(row)
+    return rows
+
+
+def _step(loss: Loss, a: mx.array, b: mx.array) -> Callable[[], None]:
+    """Loss and gradient of both clouds as one compiled graph."""
+    graph = mx.compile(mx.value_and_grad(lambda a, b: loss(a, b).mean(), argnums=(0, 1)))
+    return lambda: mx.eval(graph(a, b))
+
+
+def _peak_mb(step: Callable[[], None]) -> float:
+    """Memory of one step in MB, its inputs with it."""
+    step()  # compiles
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    step()
+    return mx.get_peak_memory() / 1e6
+
+
+def mel_section(args: argparse.Namespace) -> list[Row]:
+    """Streaming mel spectrogram, a sixtieth of a second of sound at a time."""
+    stream, rng = MelStream(), np.random.default_rng(0)
+    frames = 60 * args.repeats
+    sound = rng.uniform(-1, 1, _SAMPLE_RATE * frames // FRAMES_PER_SECOND).astype(np.float32)
+    pieces = np.array_split(sound, frames)
+    for piece in pieces[:60]:
+        stream.push(piece)
+    times = [1e3 * _seconds(lambda piece=piece: stream.push(piece)) for piece in pieces]  # type: ignore[misc]
+    row: Row = {"case": "stream, 1/60 s", "frames": frames}
+    return [row | spread("ms", times) | {"ms_longest": max(times)}]
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+#: What can be measured, by the name that `--only` takes; each returns its rows.
+SECTIONS: dict[str, Callable[[argparse.Namespace], Sequence[Row]]] = {
+    "chamfer": chamfer_section,
+    "mel": mel_section,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

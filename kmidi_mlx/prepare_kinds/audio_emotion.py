@@ -1,0 +1,99 @@
+"""`kmidi prepare audio-emotion`: labelled MIDI as recordings for the emotion recogniser."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kmidi_mlx.data.audio_emotion_render import RenderReport, render_audio_emotion
+from kmidi_mlx.prepare_kinds.options import add_options, count, shown_work, stopped
+
+__all__ = ["add_parser"]
+
+
+def add_parser(kinds: Any) -> None:
+    """Add the sub-command to those of `kmidi prepare` (what `add_subparsers` returned)."""
+    parser = kinds.add_parser(
+        "audio-emotion",
+        help="labelled MIDI files as sound, for the emotion recogniser",
+        description="Play labelled MIDI files on the piano of the package and write them as FLAC "
+        "with a manifest for `train --model emotion_recognizer`. A second run makes only what is "
+        "new.",
+    )
+    parser.set_defaults(command=_prepare)
+    add_options(parser, "MIDI manifest (.jsonl) with label, or valence and arousal")
+    parser.add_argument(
+        "--sample-rate", metavar="HZ", type=int, default=16_000, help="default 16000"
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=60.0,
+        help="only the middle S seconds of longer pieces (default 60)",
+    )
+    parser.add_argument(
+        "--variants",
+        metavar="K",
+        type=int,
+        default=0,
+        help="K more recordings of each piece, transposed by up to 5 semitones, up to 5 %% faster "
+        "or slower and 15 %% louder or softer (default 0)",
+    )
+
+
+def _prepare(arguments: Any) -> int:
+    with shown_work("seconds of sound") as work:
+        report = render_audio_emotion(
+            arguments.sources,
+            arguments.out,
+            root=arguments.root,
+            synthetic=arguments.synthetic,
+            val_share=arguments.val_share,
+            licence=arguments.licence,
+            sample_rate=arguments.sample_rate,
+            seconds=arguments.seconds,
+            variants=arguments.variants,
+            workers=arguments.workers,
+            seed=arguments.seed,
+            on_start=work.on_start,
+            on_progress=work.on_progress,
+            stop=work.stop,
+        )
+    if arguments.json:
+        print(json.dumps({**asdict(report), "out": str(arguments.out)}, ensure_ascii=False))
+    else:
+        print(_text(report, arguments.out))
+    if not report.complete:
+        return stopped(report.composed, arguments.synthetic, report.rendered, report.missing)
+    return 0
+
+
+def _text(report: RenderReport, out: Path) -> str:
+    lines = [
+        f"{count(report.sources, 'file')}: {count(report.rendered, 'recording')} made, "
+        f"{report.reused:,} as before"
+    ]
+    if report.rendered:
+        lines.append(
+            f"{report.audio_seconds:,.0f} s of sound in {report.seconds:.1f} s: "
+            f"{report.audio_seconds / report.seconds:,.0f} times as fast as it sounds"
+        )
+    if not report.complete:
+        return "\n".join(lines)
+    for split, (recordings, songs) in report.splits.items():
+        lines.append(f"{split:<6} {count(recordings, 'recording')} of {count(songs, 'song')}")
+    labels = ", ".join(f"{number:,} {label}" for label, number in report.labels.items())
+    lines.append(f"labels: {labels}")
+    if report.rejected:
+        lines.append(
+            f"{count(report.rejected, 'file')} rejected: {out / 'rejected.jsonl'} says why"
+        )
+    if "val" not in report.splits:
+        lines.append(
+            "nothing is held out: training needs a song in val (--val-share, or by a manifest)"
+        )
+    lines.append(f"ready: {out / 'manifest.jsonl'}")
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""Labelled MIDI becomes recordings: the same bytes every time, nothing made twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from kmidi_mlx.data.audio_emotion_render import quadrant_label, render_audio_emotion
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.music.notes import Notes
+
+
+def piece(seed: int, seconds: float = 1.5) -> Notes:
+    rng = np.random.default_rng(seed)
+    onset = np.sort(rng.uniform(0, seconds - 0.3, 8))
+    return Notes.build(rng.integers(50, 80, 8), rng.integers(40, 90, 8), onset, onset + 0.3)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A manifest of five lines: numbers, a label, both, nothing, a file that is no MIDI."""
+    folder = tmp_path / "midi"
+    folder.mkdir()
+    for number in range(4):
+        write_midi(piece(number), folder / f"piece {number}.mid")
+    (folder / "broken.mid").write_bytes(b"no music")
+    lines: list[dict[str, Any]] = [
+        {"path": "piece 0.mid", "valence": -0.2, "arousal": 0.4, "split": "train", "game": "X"},
+        {"path": "piece 1.mid", "label": "tender", "split": "val", "song": "s", "dataset": "d"},
+        {"path": "piece 2.mid", "label": "sad", "valence": 0.5, "arousal": -0.5, "split": "test"},
+        {"path": "piece 3.mid", "split": "train"},
+        {"path": "broken.mid", "label": "sad", "split": "train"},
+    ]
+    lines[0] |= {"key": "C:maj", "n_notes": 8, "chords": [[0, 1, "C"]], "duration_s": 99.0}
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "manifest.jsonl"
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != ".lock"
+    }
+
+
+def test_the_manifest_keeps_what_is_true_of_the_recording(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = render_audio_emotion([source], out, workers=1)
+    assert report.complete
+    assert (report.sources, report.rendered, report.reused, report.rejected) == (5, 3, 0, 2)
+    assert report.splits == {"train": (1, 1), "val": (1, 1), "test": (1, 1)}
+    first, second, third = lines_of(out / "manifest.jsonl")
+    assert (first["label"], second["label"], third["label"]) == ("angry", "tender", "sad")
+    assert (first["valence"], first["arousal"], first["game"]) == (-0.2, 0.4, "X")
+    assert first["key"] == "C:maj"
+    assert not {"chords", "n_notes"} & first.keys()
+    assert (second["song"], second["split"], second["variant"]) == ("d/s", "val", 0)
+    assert Path(first["midi"]) == source.parent / "piece 0.mid"
+    for row in (first, second, third):
+        info = soundfile.info(out / row["path"])
+        assert (info.format, info.samplerate, info.channels) == ("FLAC", 16_000, 1)
+        assert info.duration == pytest.approx(row["duration_s"], abs=1e-3)
+        sound, _ = soundfile.read(out / row["path"])
+        assert np.abs(sound).max() > 0.01
+    reasons = {Path(row["path"]).name: row["reason"] for row in lines_of(out / "rejected.jsonl")}
+    assert "no emotion is given" in reasons["piece 3.mid"]
+    assert "broken.mid" in reasons["broken.mid"]
+
+
+def test_a_second_run_makes_the_same_bytes_and_none_anew(source: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"variants": 1, "seed": 3}
+    one, two = tmp_path / "one", tmp_path / "two"
+    first = render_audio_emotion([source], one, workers=1, **options)
+    made = contents(one)
+    again = render_audio_emotion([source], one, workers=1, **options)
+    assert (first.rendered, again.rendered, again.reused) == (6, 0, 6)
+    assert contents(one) == made
+    render_audio_emotion([source], two, workers=2, **options)
+    assert contents(two) == made
+
+
+def test_variants_sound_different_and_lose_the_key(source: Path, tmp_path: Path) -> None:
+    render_audio_emotion([source], tmp_path / "out", workers=1, variants=2)
+    rows = lines_of(tmp_path / "out" / "manifest.jsonl")
+    assert [row["variant"] for row in rows] == [0, 1, 2] * 3
+    assert [("key" in row) for row in rows[:3]] == [True, False, False]
+    sounds = [soundfile.read(tmp_path / "out" / row["path"])[0] for row in rows[:3]]
+    lengths = [len(sound) for sound in sounds]
+    assert len({sound.tobytes() for sound in sounds}) == 3
+    assert all(0.94 < length / lengths[0] < 1.06 for length in lengths)
+
+
+def test_other_options_replace_the_recordings_of_the_last_run(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    render_audio_emotion([source], out, workers=1)
+    before = {row["path"] for row in lines_of(out / "manifest.jsonl")}
+    (out / "audio" / "mine.flac").write_bytes(b"kept")
+    report = render_audio_emotion([source], out, workers=1, sample_rate=8_000)
+    after = {row["path"] for row in lines_of(out / "manifest.jsonl")}
+    assert report.rendered == 3
+    assert not before & after
+    assert {f"audio/{file.name}" for file in (out / "audio").iterdir()} == {
+        *after,
+        "audio/mine.flac",
+    }
+
+
+def test_only_the_middle_of_a_long_piece_is_rendered(tmp_path: Path) -> None:
+    # one loud note in the middle of six seconds, very soft ones around it
+    notes = Notes.build([60, 72, 60], [1, 120, 1], [0.0, 2.8, 5.5], [0.5, 3.2, 6.0])
+    write_midi(notes, tmp_path / "a.mid")
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mid", "label": "sad", "split": "train"}\n')
+    render_audio_emotion([tmp_path / "m.jsonl"], tmp_path / "out", workers=1, seconds=2.0)
+    row = lines_of(tmp_path / "out" / "manifest.jsonl")[0]
+    sound, rate = soundfile.read(tmp_path / "out" / row["path"])
+    assert len(sound) == 2 * rate
+    assert 0.75 < np.abs(sound).argmax() / rate < 1.3
+
+
+def test_a_stopped_run_goes_on(source: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", iter((False, True, True))
+    first = render_audio_emotion([source], out, workers=1, stop=lambda: next(asked))
+    assert not first.complete
+    assert not (out / "manifest.jsonl").exists()
+    second = render_audio_emotion([source], out, workers=1)
+    assert second.complete
+    assert first.rendered > 0
+    assert first.rendered + second.rendered == 3
+
+
+def test_practice_pieces_need_no_source(tmp_path: Path) -> None:
+    report = render_audio_emotion([], tmp_path, workers=1, synthetic=3, val_share=0.4, seconds=1.0)
+    rows = lines_of(tmp_path / "manifest.jsonl")
+    assert (report.composed, report.rendered) == (3, 3)
+    assert {row["split"] for row in rows} == {"train", "val"}
+    assert all(row["label"] == quadrant_label(row["valence"], row["arousal"]) for row in rows)
+
+
+def test_what_would_be_overwritten_is_not(source: Path, tmp_path: Path) -> None:
+    for out in (source.parent, tmp_path):
+        with pytest.raises(KmidiError, match="is or holds the source"):
+            render_audio_emotion([source], out)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "manifest.jsonl").write_text('{"path": "a.mid"}\n')
+    with pytest.raises(KmidiError, match="would be replaced"):
+        render_audio_emotion([source], other)
+    assert contents(other) == {"manifest.jsonl": b'{"path": "a.mid"}\n'}
+
+
+def test_where_nothing_can_be_used_the_first_reason_is_named(tmp_path: Path) -> None:
+    write_midi(piece(0), tmp_path / "a.mid")
+    with pytest.raises(KmidiError, match=r"none of the 1 files can be used; .*no emotion is given"):
+        render_audio_emotion([tmp_path / "a.mid"], tmp_path / "out", workers=1)
+    with pytest.raises(KmidiError, match="nothing to prepare"):
+        render_audio_emotion([], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("sample_rate", 4000), ("seconds", 0.0), ("variants", -1), ("workers", 0), ("seed", -1)],
+)
+def test_options_out_of_range_are_named(tmp_path: Path, option: str, value: float) -> None:
+    with pytest.raises(KmidiError, match=f"--{option.replace('_', '-')} "):
+        render_audio_emotion([], tmp_path, synthetic=1, **{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("point", "label"),
+    [((0.5, 0.5), "happy"), ((-0.5, 0.5), "angry"), ((-0.5, -0.5), "sad"), ((0, -0.1), "calm")],
+)
+def test_the_label_is_that_of_the_quadrant(point: tuple[float, float], label: str) -> None:
+    assert quadrant_label(*point) == label
