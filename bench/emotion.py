@@ -286,13 +286,18 @@ def notes_row(recordings: Recordings, fold: NDArray[np.int64]) -> Row:
 
 def parameters_of(config: EmotionRecognizerConfig, recordings: Recordings) -> int:
     """Number of weights."""
-    model = EmotionRecognizer(replace(config.model, labels=recordings.labels))
+    model = EmotionRecognizer(_resolved(config, recordings).model)
     return sum(int(value.size) for _, value in tree_flatten(model.parameters()))
+
+
+def _resolved(config: EmotionRecognizerConfig, recordings: Recordings) -> EmotionRecognizerConfig:
+    cues = recordings.cues.shape[1]
+    return replace(config, model=replace(config.model, labels=recordings.labels, num_cues=cues))
 
 
 def streaming(config: EmotionRecognizerConfig, recordings: Recordings) -> Row:
     """Time a stream; the weights are random, which costs the same."""
-    config = replace(config, model=replace(config.model, labels=recordings.labels))
+    config = _resolved(config, recordings)
     model = EmotionRecognizer(config.model)
     model.initialise(0)
     stream = EmotionStream(model, config)

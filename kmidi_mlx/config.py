@@ -287,14 +287,15 @@ class EmotionRecognizerModelConfig(Section):
 
     n_mels: int = option(128, "mel bands of the spectrogram", low=8, high=512)
     patch_frames: int = option(4, "spectrogram frames in one step of the network", low=1, high=16)
-    dim: int = option(160, "width of the network", low=8, high=1024)
-    num_layers: int = option(4, "number of blocks; block k looks 2^k times as far", low=1, high=8)
+    dim: int = option(96, "width of the network", low=8, high=1024)
+    num_layers: int = option(3, "number of blocks; block k looks 2^k times as far", low=1, high=8)
     kernel_size: int = option(7, "taps of a block's convolution over time", low=2, high=31)
     expansion: int = option(4, "width of a block's inner layer over dim", low=1, high=8)
     memory_frames: int = option(
         625, "frames in which what was heard fades to 1/e (625: 10 s)", low=16, high=100_000
     )
     labels: tuple[str, ...] = option((), "labels to tell apart; []: those of the manifest")
+    num_cues: int = option(0, "musical cues to hear; 0: those of the manifest", low=0, high=256)
     norm_eps: float = option(1e-5, "epsilon of LayerNorm", low=1e-12, high=1e-2)
 
     def __post_init__(self) -> None:
@@ -343,6 +344,7 @@ class EmotionLossConfig(Section):
         10.0, "squared error of valence, arousal, intensity", low=0.0, high=1000.0
     )
     labels: float = option(0.3, "cross-entropy of the labels", low=0.0, high=1000.0)
+    cues: float = option(1.0, "squared error of the musical cues", low=0.0, high=1000.0)
 
 
 @dataclass(frozen=True)
@@ -421,7 +423,7 @@ class EmotionRecognizerConfig(RunConfig):
     data: AudioEmotionDataConfig = field(default_factory=AudioEmotionDataConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            learning_rate=1e-3, beta2=0.99, weight_decay=0.1, warmup_steps=50
+            learning_rate=3e-3, beta2=0.99, weight_decay=0.1, warmup_steps=50
         )
     )
     training: TrainingConfig = field(
@@ -440,6 +442,11 @@ class EmotionRecognizerConfig(RunConfig):
     loss: EmotionLossConfig = field(default_factory=EmotionLossConfig)
 
     def __post_init__(self) -> None:
+        if self.training.gradient_checkpointing:
+            raise ConfigError(
+                "training.gradient_checkpointing",
+                "the recogniser is too small for it; leave it out",
+            )
         patch_seconds = self.model.patch_frames * self.data.hop_length / self.data.sample_rate
         if self.data.clip_seconds < patch_seconds:
             raise ConfigError(

@@ -40,6 +40,7 @@ def test_labels_survive_files_and_checkpoints(tmp_path: Path, labels: str) -> No
         ("model.labels=[1]", r"model.labels\[0\]: expected text"),
         ("model.labels=[happy, happy]", "names a label twice"),
         ("model.labels=[hapy]", "'hapy' is unknown; known are happy"),
+        ("training.gradient_checkpointing=true", "gradient_checkpointing: .*too small for it"),
         ("data.n_fft=1001", "has to be even"),
         ("data.hop_length=2048", "at least hop_length"),
         ("data.hop_length=8192", "n_fft"),

@@ -48,6 +48,7 @@ _CACHE = "mel-cache"
 # Change it when the numbers in the cache change.
 _CACHE_VERSION = 1
 _CHUNK = 2
+_SMALLEST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class Recordings:
         numbers: float32 (n, 3), see `NUMBERS`; 0 where nothing is known.
         known: float32 (n, 3), 1 where a number is known, else 0.
         label: int32 (n,), index into `labels`; -1: none given.
+        cues: float32 (n, cues), musical cues such as density and loudness, in any scale; NaN where
+            they are not known. No columns where no line has any.
         song: int32 (n,), equal for recordings that must stay on one side.
         split: uint8 (n,), index into `kmidi_mlx.data.manifest.SPLITS`.
     """
@@ -71,6 +74,7 @@ class Recordings:
     numbers: NDArray[np.float32]
     known: NDArray[np.float32]
     label: NDArray[np.int32]
+    cues: NDArray[np.float32]
     song: NDArray[np.int32]
     split: NDArray[np.uint8]
 
@@ -81,6 +85,16 @@ class Recordings:
     def on_side(self, split: str) -> NDArray[np.int64]:
         """Return the numbers of the recordings on a side."""
         return np.flatnonzero(self.split == SPLITS.index(split))
+
+    def standardised_cues(self) -> Recordings:
+        """Return the same recordings with cues of mean 0 and variance 1 on the train side."""
+        train = self.cues[self.on_side("train")]
+        known = train[~np.isnan(train).any(axis=1)]
+        if not len(known):
+            return self
+        spread = known.std(axis=0)
+        spread[spread < _SMALLEST_SPREAD] = 1.0
+        return replace(self, cues=(self.cues - known.mean(axis=0)) / spread)
 
     def with_split(self, split: NDArray[np.uint8]) -> Recordings:
         """Return the same recordings with other sides, (n,) indices into `SPLITS`."""
@@ -98,10 +112,11 @@ def read_recordings(
 ) -> Recordings:
     """Read a manifest of recordings with labels or numbers.
 
-    Valence and arousal that are not given follow from the label (`emotion.from_label`); intensity
-    that is not given is their distance from neutral. A label does not follow from numbers. Lines
-    without a split are put on a side by song; the song is `song`, or else the file's name without
-    its ending, and equal files are one song.
+    Cues (`cues`, a list of numbers, as many in every line that has it) are what the network may
+    learn to hear beside emotion. Valence and arousal that are not given follow from the label
+    (`emotion.from_label`); intensity that is not given is their distance from neutral. A label does
+    not follow from numbers. Lines without a split are put on a side by song; the song is `song`, or
+    else the file's name without its ending, and equal files are one song.
 
     Args:
         manifest: JSON lines with `path` and `label`, or `valence` and `arousal`, or both.
@@ -142,6 +157,7 @@ def read_recordings(
         labels=tuple(labels),
         numbers=numbers,
         known=known,
+        cues=_cues_of(rows),
         label=np.array([-1 if x is None else labels.index(x) for x in given], np.int32),
         song=song,
         split=assign_splits(song, declared, names, seed=seed, val_share=val_share),
@@ -253,6 +269,26 @@ def _numbers_of(row: ManifestRow, label: str | None) -> tuple[list[float], list[
             f"{row.place}: nothing is said about the emotion; give a label, or valence and arousal."
         )
     return [number or 0.0 for number in found], [float(number is not None) for number in found]
+
+
+def _cues_of(rows: list[ManifestRow]) -> NDArray[np.float32]:
+    found = [row.values.get("cues") for row in rows]
+    length = next((len(cues) for cues in found if isinstance(cues, list)), 0)
+    result = np.full((len(rows), length), np.nan, np.float32)
+    for index, (row, cues) in enumerate(zip(rows, found, strict=True)):
+        if cues is None:
+            continue
+        numbers = isinstance(cues, list) and all(
+            isinstance(cue, int | float) and not isinstance(cue, bool) and np.isfinite(cue)
+            for cue in cues
+        )
+        if not numbers or len(cues) != length:
+            raise KmidiError(
+                f"{row.place}: 'cues' has to be a list of numbers, {length} as in the first line "
+                "that has some."
+            )
+        result[index] = cues
+    return result
 
 
 def _content_digest(row: ManifestRow) -> str:

@@ -42,6 +42,8 @@ class Clips:
         number_weights: float32 (B, 3), 1 where the number is known, 0 elsewhere and on padding.
         labels: int32 (B,), label ids; 0 where none is known.
         label_weights: float32 (B,), 1 where a label is known, 0 elsewhere and on padding.
+        cues: float32 (B, cues), 0 where they are not known.
+        cue_weights: float32 (B,), 1 where cues are known, 0 elsewhere and on padding.
         keep: float32 (B, P), dropout's factors for the pooled features; 1 on fixed sides.
         recording: int32 (B,), number of the recording; -1: padding.
     """
@@ -52,6 +54,8 @@ class Clips:
     number_weights: NDArray[np.float32]
     labels: NDArray[np.int32]
     label_weights: NDArray[np.float32]
+    cues: NDArray[np.float32]
+    cue_weights: NDArray[np.float32]
     keep: NDArray[np.float32]
     recording: NDArray[np.int32]
 
@@ -143,6 +147,8 @@ class AudioEmotionBatches:
             keep /= np.float32(1.0 - self._dropout)
         real = recording >= 0
         label = np.where(real, known.label[recording], -1)
+        heard = known.cues.shape[1] > 0 and real & ~np.isnan(known.cues[recording]).any(axis=1)
+        cue_weights = np.broadcast_to(heard, real.shape).astype(np.float32)
         return Clips(
             mel=mel,
             frames=frames,
@@ -150,6 +156,8 @@ class AudioEmotionBatches:
             number_weights=known.known[recording] * real[:, None],
             labels=np.maximum(label, 0).astype(np.int32),
             label_weights=(label >= 0).astype(np.float32),
+            cues=np.where(cue_weights[:, None] > 0, known.cues[recording], np.float32(0.0)),
+            cue_weights=cue_weights,
             keep=keep,
             recording=recording,
         )

@@ -33,6 +33,7 @@ from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.augment import scale_velocity, slice_notes, time_stretch, transpose
 from kmidi_mlx.music.midi_file import read_midi
+from kmidi_mlx.music.mood import CELL_SECONDS, cell_statistics, mood_features, window_sums
 from kmidi_mlx.music.notes import Notes
 
 __all__ = ["QUADRANT_LABELS", "RenderReport", "quadrant_label", "render_audio_emotion"]
@@ -49,6 +50,7 @@ _MANIFEST, _REJECTED, _AUDIO = "manifest.jsonl", "rejected.jsonl", "audio"
 # Change it when the sound of a rendering changes, so that older ones are made anew.
 _RECIPE_VERSION = 1
 _TAIL_SECONDS = 1.0
+_CUE_SECONDS = 20.0
 _MOST_SEMITONES = 5
 _STRETCH, _VELOCITY_SCALE = 0.05, 0.15
 _FULL_SCALE_16_BIT = 32_767.0
@@ -143,8 +145,10 @@ def render_audio_emotion(
     """Render labelled MIDI files to FLAC and write `out/manifest.jsonl` and `out/rejected.jsonl`.
 
     A line of the manifest keeps the keys of its source (without those that speak of times in the
-    MIDI file), `midi` is the source, `variant` counts from 0, the music as written. A source
-    without a label but with numbers gets that of its quadrant (`quadrant_label`).
+    MIDI file); `midi` is the source, `variant` counts from 0, the music as written. A source with
+    numbers but no label gets that of its quadrant (`quadrant_label`). `cues` are the means of
+    `kmidi_mlx.music.mood.MOOD_FEATURES` over the notes that are played, which help the network to
+    learn what to listen to.
 
     Args:
         sources: MIDI manifests, and folders or MIDI files, which have no labels and are rejected.
@@ -345,7 +349,8 @@ def _render_jobs(jobs: list[_Job]) -> list[_Made]:
     return made
 
 
-def _render_job(job: _Job) -> float:
+def _played(job: _Job) -> tuple[Notes, float]:
+    """Return the notes of a recording and how long they are to be rendered."""
     notes = read_midi(Path(job.midi))
     if not len(notes):
         raise KmidiError(f"{job.midi} has no notes.")
@@ -353,14 +358,23 @@ def _render_job(job: _Job) -> float:
     if change != _Change():
         notes = scale_velocity(transpose(notes, change.semitones), change.velocity)
         notes = time_stretch(notes, change.stretch)
-    notes, length = _middle(notes, job.seconds)
+    return _middle(notes, job.seconds)
+
+
+def _cues(job: _Job) -> list[float]:
+    cells = cell_statistics(_played(job)[0])
+    sums = window_sums(cells, int(_CUE_SECONDS / CELL_SECONDS), 1)
+    return [round(value, 4) for value in mood_features(sums).mean(axis=0).tolist()]
+
+
+def _render_job(job: _Job) -> float:
+    notes, length = _played(job)
     sound = render(notes, sample_rate=job.sample_rate, seconds=length).mean(axis=1)
     _write_flac(Path(job.target), sound, job.sample_rate)
     return len(sound) / job.sample_rate
 
 
 def _middle(notes: Notes, seconds: float) -> tuple[Notes, float]:
-    """Return the notes of the middle and how long they are to be rendered."""
     spare = notes.duration_seconds - seconds
     if spare <= 0:
         return notes, min(seconds, notes.duration_seconds + _TAIL_SECONDS)
@@ -421,4 +435,5 @@ def _row(out: Path, source: Source, job: _Job, licence: str | None) -> dict[str,
         values["label"] = quadrant_label(values["valence"], values["arousal"])
     with soundfile.SoundFile(path) as file:
         length = file.frames / file.samplerate
+    values["cues"] = _cues(job)
     return {**values, "midi": source.path, "variant": job.variant, "duration_s": round(length, 3)}

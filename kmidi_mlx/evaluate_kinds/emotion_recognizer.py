@@ -74,7 +74,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     whole = per_recording(clips)
     means = np.array(loaded.metadata.get("train_mean") or [None] * 3, np.float64)
     labelled = label_score(whole, recordings, loaded.metadata.get("train_label"))
-    # The checkpoint's temperature was fitted to the val side of its own manifest.
+    # The checkpoint's temperature was fitted to the val side of its manifest, and another manifest
+    # may hold the same songs.
     own = str(manifest.absolute()) == str(Path(loaded.config.data.manifest).absolute())
     fitted_here = args.split == "val" or not own
     calibration = calibration_of(

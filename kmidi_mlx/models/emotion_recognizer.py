@@ -4,9 +4,12 @@ A causal network over compressed mel frames (`kmidi_mlx.audio.mel.compress`): pa
 frames, then blocks of a dilated depthwise convolution over time and a feed-forward layer (the shape
 of ConvNeXt, Liu et al. 2022, arXiv 2201.03545, with the squared ReLU of So et al. 2021, arXiv
 2109.08668). Mean and standard deviation of what the blocks find, in which the past fades
-exponentially, feed two small heads (statistics pooling, Snyder et al. 2018). Nothing looks ahead
-and nothing is normalised over the recording, so `step` gives for a stream, however it is cut, what
-`__call__` gives for all that was heard.
+exponentially, feed small linear heads (statistics pooling, Snyder et al. 2018). One of them learns
+musical cues beside emotion, where training knows the notes: a few hundred ratings say little, their
+notes much (multi-task learning, Caruana 1997).
+
+Nothing looks ahead and nothing is normalised over the recording, so `step` gives for a stream,
+however it is cut, what `__call__` gives for all that was heard.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ class Estimate:
     Attributes:
         numbers: `(batch, 3)` valence and arousal in [-1, 1], intensity in [0, 1].
         logits: `(batch, labels)`, before any temperature; no columns where no labels were learnt.
+        cues: `(batch, num_cues)` musical cues, standardised; no columns where none were learnt.
     """
 
     numbers: mx.array
     logits: mx.array
+    cues: mx.array
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class RecognizerBlock(nn.Module):
 
 
 class EmotionRecognizer(nn.Module):
-    """Recogniser of emotion in sound; 1.0M parameters by default.
+    """Recogniser of emotion in sound; 0.3M parameters by default.
 
     `__call__` takes whole clips (training, evaluation), `step` a stream in pieces of any size.
     """
@@ -118,6 +123,8 @@ class EmotionRecognizer(nn.Module):
         self.numbers = nn.Linear(2 * config.dim, 3)
         if config.labels:
             self.labels = nn.Linear(2 * config.dim, len(config.labels))
+        if config.num_cues:
+            self.cues = nn.Linear(2 * config.dim, config.num_cues)
 
     @property
     def pooled_dim(self) -> int:
@@ -140,7 +147,7 @@ class EmotionRecognizer(nn.Module):
             scale = (1.0 / fan_in) ** 0.5
             if name.endswith("down.weight"):
                 scale *= 0.5 / self.config.num_layers**0.5
-            if name.startswith(("numbers", "labels")):
+            if name.startswith(("numbers", "labels", "cues")):
                 scale *= 0.1
             drawn.append((name, mx.random.normal(value.shape, key=own) * scale))
         biases = [
@@ -249,6 +256,9 @@ class EmotionRecognizer(nn.Module):
         pooled = pooled.astype(self.stem.weight.dtype)
         raw = self.numbers(pooled).astype(mx.float32)
         numbers = mx.concatenate([mx.tanh(raw[:, :2]), mx.sigmoid(raw[:, 2:])], axis=-1)
-        if not self.config.labels:
-            return Estimate(numbers, mx.zeros((pooled.shape[0], 0)))
-        return Estimate(numbers, self.labels(pooled).astype(mx.float32))
+        none = mx.zeros((pooled.shape[0], 0))
+        return Estimate(
+            numbers,
+            self.labels(pooled).astype(mx.float32) if self.config.labels else none,
+            self.cues(pooled).astype(mx.float32) if self.config.num_cues else none,
+        )

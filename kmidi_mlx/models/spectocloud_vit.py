@@ -37,6 +37,35 @@ _SCALE = (2.0,) * 3 + (1.0,) * 7
 _OFFSET = (-1.0,) * 3 + (0.0,) * 7
 
 
+_CHANNELS_IN = 3
+# Compressed mel numbers that count as nothing and as full, and what a column weighs that is silent.
+_DARK, _BRIGHT, _RESTING = 0.32, 0.80, 0.15
+
+
+def shares(windows: mx.array) -> tuple[mx.array, mx.array]:
+    """Rank of every place of a spectrogram in its energy, along pitch and along time.
+
+    Points of a cloud are spread evenly over the energy, so it is by these shares that a point
+    finds its place.
+
+    Args:
+        windows: `(batch, bands, frames)` in [0, 1].
+
+    Returns:
+        The share of its frame's energy below each place, and the share of the whole energy before
+        its frame, both `(batch, bands, frames)` in [0, 1].
+    """
+    level = mx.clip((windows - _DARK) / (_BRIGHT - _DARK), 0, 1)
+    peak = mx.maximum(mx.max(level, axis=(1, 2), keepdims=True), 0.3)
+    relief = mx.square(level / peak)
+    energy = relief * relief * relief * mx.square(peak)
+    bands, frames = windows.shape[1:]
+    below = mx.tril(mx.ones((bands, bands), windows.dtype)) @ energy
+    column = below[:, -1:] + _RESTING
+    before = column @ mx.triu(mx.ones((frames, frames), windows.dtype))
+    return below / column, mx.broadcast_to(before / before[..., -1:], windows.shape)
+
+
 @dataclass(frozen=True)
 class Constants:
     """What the network needs beside a frame's inputs; changes only with weights or points.
@@ -82,7 +111,9 @@ class SpectocloudViT(nn.Module):
         self.config = config
         rows = config.mel_bands // config.patch_size
         columns = config.window_frames // config.patch_size
-        self.patch_embedding = nn.Linear(config.patch_size**2, config.dims[0], bias=False)
+        self.patch_embedding = nn.Linear(
+            _CHANNELS_IN * config.patch_size**2, config.dims[0], bias=False
+        )
         self.position_embedding = mx.zeros((rows * columns, config.dims[0]))
         self.condition_in = nn.Linear(config.emotion_dim + config.feature_dim, config.condition_dim)
         self.condition_out = nn.Linear(config.condition_dim, config.condition_dim)
@@ -250,8 +281,11 @@ class SpectocloudViT(nn.Module):
         """Embed patches: `(batch, 128, 64)` to `(batch, tokens, dims[0])`, row by row."""
         batch, side = windows.shape[0], self.config.patch_size
         height, width = self._map(0)
-        patches = windows.reshape(batch * height, side, width, side).transpose(0, 2, 1, 3)
-        patches = patches.reshape(batch, height * width, side * side)
+        below, before = shares(windows)
+        channels = mx.concatenate([windows, below, before], axis=1)
+        patches = channels.reshape(batch * _CHANNELS_IN * height, side, width, side)
+        patches = patches.transpose(0, 2, 1, 3).reshape(batch, _CHANNELS_IN, height * width, side * side)
+        patches = patches.transpose(0, 2, 1, 3).reshape(batch, height * width, -1)
         return mx.addmm(self.position_embedding, patches, self.patch_embedding.weight.T)
 
     def _to_shifted(self, x: mx.array, height: int, width: int, by: int) -> mx.array:

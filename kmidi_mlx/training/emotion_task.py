@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from kmidi_mlx.config import EmotionRecognizerConfig
+from kmidi_mlx.config import EmotionRecognizerConfig, EmotionRecognizerModelConfig
 from kmidi_mlx.console import Progress
 from kmidi_mlx.data.audio_emotion import (
     Recordings,
@@ -22,6 +22,7 @@ from kmidi_mlx.data.audio_emotion import (
     spectrograms,
 )
 from kmidi_mlx.data.audio_emotion_batches import AudioEmotionBatches, Clips
+from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.evaluation.emotion_measures import (
     ClipEstimates,
     fit_temperature,
@@ -34,7 +35,10 @@ from kmidi_mlx.training.losses import cross_entropy_sum
 from kmidi_mlx.training.step import Batch
 from kmidi_mlx.training.trainer import Numbers
 
-_NAMES = ("mel", "frames", "numbers", "number_weights", "labels", "label_weights", "keep")
+_NAMES = (
+    *("mel", "frames", "keep"),
+    *("numbers", "number_weights", "labels", "label_weights", "cues", "cue_weights"),
+)
 
 
 def to_arrays(clips: Clips) -> Batch:
@@ -98,8 +102,8 @@ def losses_of(
 ) -> tuple[mx.array, mx.array]:
     """Summed loss of a batch, and the number of clips of which anything is known.
 
-    Squared error of the numbers that are known, a third of the sum over the three, and the
-    cross-entropy of the labels that are known, each times its weight.
+    Squared error of the numbers that are known, a third of the sum over the three; cross-entropy of
+    the labels that are known; mean squared error of the cues that are known; each times its weight.
     """
     estimate = model(batch["mel"], batch["frames"], batch["keep"])
     squares = mx.square(estimate.numbers - batch["numbers"]) * batch["number_weights"]
@@ -108,6 +112,9 @@ def losses_of(
         loss = loss + config.loss.labels * cross_entropy_sum(
             estimate.logits, batch["labels"], batch["label_weights"], label_smoothing
         )
+    if config.model.num_cues:
+        misses = mx.mean(mx.square(estimate.cues - batch["cues"]), axis=1)
+        loss = loss + config.loss.cues * mx.sum(misses * batch["cue_weights"])
     known = mx.maximum(mx.max(batch["number_weights"], axis=1), batch["label_weights"])
     return loss, mx.sum(known)
 
@@ -145,7 +152,7 @@ class EmotionTask:
     """The recogniser as something `Trainer` can train.
 
     Args:
-        config: the run; labels that it leaves open become those of the recordings.
+        config: the run; labels and cues that it leaves open become those of the recordings.
         recordings: with a train and a val side.
 
     Raises:
@@ -156,7 +163,8 @@ class EmotionTask:
     loss_unit = "loss per clip"
 
     def __init__(self, config: EmotionRecognizerConfig, recordings: Recordings) -> None:
-        config = replace(config, model=replace(config.model, labels=recordings.labels))
+        recordings = recordings.standardised_cues()
+        config = replace(config, model=_model_of(config, recordings))
         training = config.training
         self.config = config
         self.recordings = recordings
@@ -211,6 +219,16 @@ class EmotionTask:
         """Do nothing: a recogniser makes nothing to look at or listen to."""
 
 
+def _model_of(
+    config: EmotionRecognizerConfig, recordings: Recordings
+) -> EmotionRecognizerModelConfig:
+    wanted, found = config.model.num_cues, recordings.cues.shape[1]
+    if wanted not in (0, found):
+        manifest = recordings.rows[0].manifest
+        raise KmidiError(f"{manifest} has {found} cues a line, but model.num_cues is {wanted}.")
+    return replace(config.model, labels=recordings.labels, num_cues=found)
+
+
 def dataset_metadata(recordings: Recordings) -> dict[str, Any]:
     """What a checkpoint says about the data it learnt from."""
     train = recordings.on_side("train")
@@ -222,7 +240,6 @@ def dataset_metadata(recordings: Recordings) -> dict[str, Any]:
     return {
         "synthetic": any(value.get("dataset") == "synthetic" for value in values),
         "data_licences": sorted({str(v["licence"]) for v in values if v.get("licence")}),
-        "manifest": str(recordings.rows[0].manifest),
         "train_mean": [
             float(total / count) if count else None
             for total, count in zip(sums, known, strict=True)

@@ -120,6 +120,33 @@ def test_a_declared_side_is_kept_and_a_file_name_is_a_song(tmp_path: Path) -> No
     assert found.on_side("train").tolist() == [*range(1, 11)]
 
 
+def test_cues_are_standardised_by_what_is_trained_on(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [
+        {"path": f"{n}.wav", "label": "sad", "split": "train", "cues": [n, 10 * n, 7]}
+        for n in range(4)
+    ]
+    lines[2].pop("cues")
+    lines += [{"path": "v.wav", "label": "sad", "split": "val", "cues": [100, 100, 100]}]
+    raw = read_recordings(manifest_of(tmp_path, lines))
+    assert raw.cues[:2].tolist() == [[0, 0, 7], [1, 10, 7]]
+    found = raw.standardised_cues().cues
+    assert np.isnan(found[2]).all()
+    train = found[[0, 1, 3]]
+    np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(train.std(axis=0), [1, 1, 0], atol=1e-6)
+    assert found[4, 0] > 50
+    plain = read_recordings(manifest_of(tmp_path, [{"path": "0.wav", "label": "sad"}]))
+    assert plain.standardised_cues().cues.shape == (1, 0)
+
+
+@pytest.mark.parametrize("cues", [[1], [1, 2, 3], "ab", [1, True], [1, None]])
+def test_wrong_cues_name_their_line(tmp_path: Path, cues: object) -> None:
+    lines = [{"path": "a.wav", "label": "sad", "cues": [1, 2]}]
+    lines += [{"path": "b.wav", "label": "sad", "cues": cues}]
+    with pytest.raises(KmidiError, match="line 2: 'cues' has to be a list of numbers, 2"):
+        read_recordings(manifest_of(tmp_path, lines))
+
+
 def open_all(
     file: Path, cache: Path, settings: MelSettings = SETTINGS, **options: Any
 ) -> tuple[list[list[Any]], int]:
@@ -167,6 +194,8 @@ def test_other_content_or_settings_are_made_anew_and_damage_is_repaired(two: Pat
     assert not np.array_equal(changed[0][0], first[0][0])
     other = MelSettings(sample_rate=16_000, n_fft=512, hop_length=160, n_mels=24)
     assert open_all(two, cache, other)[1] == 2
+    faster = MelSettings(sample_rate=16_000, n_fft=512, hop_length=80, n_mels=20)
+    assert open_all(two, cache, faster)[1] == 2
     expected = np.array(changed[0][0])
     for file in cache.iterdir():
         file.write_bytes(file.read_bytes()[:100])

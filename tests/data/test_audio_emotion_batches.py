@@ -28,7 +28,7 @@ CONFIG = EmotionRecognizerConfig(
     training=TrainingConfig(batch_size=4, seed=5),
 )
 # song, side, frames
-PIECES = ((0, "train", 90), (0, "train", 100), (1, "train", 25), (2, "val", 47), (3, "val", 2))
+PIECES = ((0, "train", 90), (0, "train", 100), (1, "train", 25), (2, "val", 67), (3, "val", 2))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def recordings(tmp_path: Path) -> Recordings:
         (tmp_path / f"{number}.wav").write_bytes(bytes([number]))
         lines.append({"path": f"{number}.wav", "song": song, "split": split, "arousal": 0.5})
         if number % 2:
-            lines[-1] |= {"label": "sad", "valence": 0.25 * number}
+            lines[-1] |= {"label": "sad", "valence": 0.25 * number, "cues": [number, -1.0]}
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return read_recordings(tmp_path / "m.jsonl")
 
@@ -122,6 +122,9 @@ def test_what_is_not_known_has_no_weight(recordings: Recordings) -> None:
         batch = train.batch(step)
         odd = batch.recording % 2 == 1
         assert (batch.label_weights == odd).all()
+        assert (batch.cue_weights == odd).all()
+        np.testing.assert_array_equal(batch.cues[odd, 0], batch.recording[odd])
+        assert not batch.cues[~odd].any()
         np.testing.assert_array_equal(batch.number_weights[odd], 1)
         np.testing.assert_array_equal(
             batch.number_weights[~odd], np.tile([0, 1, 0], ((~odd).sum(), 1))

@@ -13,6 +13,12 @@ import soundfile
 from kmidi_mlx.data.audio_emotion_render import quadrant_label, render_audio_emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.music.mood import (
+    MOOD_FEATURES,
+    cell_statistics,
+    mood_features,
+    window_sums,
+)
 from kmidi_mlx.music.notes import Notes
 
 
@@ -67,6 +73,8 @@ def test_the_manifest_keeps_what_is_true_of_the_recording(source: Path, tmp_path
     assert not {"chords", "n_notes"} & first.keys()
     assert (second["song"], second["split"], second["variant"]) == ("d/s", "val", 0)
     assert Path(first["midi"]) == source.parent / "piece 0.mid"
+    cells = window_sums(cell_statistics(piece(0)), 10, 1)
+    np.testing.assert_allclose(first["cues"], mood_features(cells)[0], atol=2e-2)
     for row in (first, second, third):
         info = soundfile.info(out / row["path"])
         assert (info.format, info.samplerate, info.channels) == ("FLAC", 16_000, 1)
@@ -95,6 +103,11 @@ def test_variants_sound_different_and_lose_the_key(source: Path, tmp_path: Path)
     rows = lines_of(tmp_path / "out" / "manifest.jsonl")
     assert [row["variant"] for row in rows] == [0, 1, 2] * 3
     assert [("key" in row) for row in rows[:3]] == [True, False, False]
+    pitch = np.array([row["cues"][MOOD_FEATURES.index("mean_pitch")] for row in rows])
+    moved = (pitch.reshape(3, 3)[:, 1:] - pitch.reshape(3, 3)[:, :1]).ravel()
+    assert len(set(np.round(moved, 2))) > 3
+    assert (moved < 0).any()
+    assert (moved > 0).any()
     sounds = [soundfile.read(tmp_path / "out" / row["path"])[0] for row in rows[:3]]
     lengths = [len(sound) for sound in sounds]
     assert len({sound.tobytes() for sound in sounds}) == 3

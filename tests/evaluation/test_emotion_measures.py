@@ -157,34 +157,29 @@ def test_a_temperature_lowers_the_error_of_wrong_confidence(
     assert "cross-fitted over 5 parts" in found.method
 
 
-def test_a_fold_gets_the_temperature_of_the_others(recordings: Recordings) -> None:
-    """What is measured does not move the temperature it is measured with."""
+def test_songs_get_the_temperature_of_other_songs(recordings: Recordings) -> None:
     clips = clips_of(recordings, 3.0)
-    songs = np.unique(recordings.song)
-    mine = np.isin(recordings.song[clips.recording], songs[::5])
-    other = clips.logits.copy()
-    other[mine] *= 0.01
-    changed = ClipEstimates(clips.numbers, other, clips.recording, clips.frames)
-    known = recordings.label[clips.recording] >= 0
-    rest = known & ~mine
-    expected = fit_temperature(clips.logits[rest], recordings.label[clips.recording][rest])
-    for logits in (clips, changed):
-        alone = ClipEstimates(
-            logits.numbers[mine], logits.logits[mine] / expected, logits.recording[mine],
-            logits.frames[mine],
-        )  # fmt: skip
-        direct = calibration_of(alone, recordings, 1.0)
-        given_it = calibration_of(
-            ClipEstimates(
-                logits.numbers[mine], logits.logits[mine], logits.recording[mine],
-                logits.frames[mine],
-            ),
-            recordings,
-            expected,
-        )  # fmt: skip
-        assert direct is not None
-        assert given_it is not None
-        assert given_it.after == pytest.approx(direct.before)
+    labels = recordings.label[clips.recording]
+    songs = recordings.song[clips.recording]
+    # a fifth of the songs is far too sure: their own temperature would be another one
+    clips.logits[np.isin(songs, np.unique(songs)[::5])] *= 10
+    known = labels >= 0
+    logits, labels, songs = clips.logits[known], labels[known], songs[known]
+    scaled = np.zeros_like(logits)
+    for part in range(5):
+        mine = np.isin(songs, np.unique(songs)[part::5])
+        scaled[mine] = logits[mine] / fit_temperature(logits[~mine], labels[~mine])
+    shares = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    shares /= shares.sum(axis=1, keepdims=True)
+    found = calibration_of(clips, recordings, None)
+    assert found is not None
+    assert found.after == pytest.approx(slow_error(shares, labels))
+    direct = calibration_of(clips, recordings, 2.0)
+    assert direct is not None
+    assert direct.method == "temperature of the checkpoint, fitted to other songs"
+    assert direct.temperature == 2.0
+    assert direct.before == found.before
+    assert direct.after != found.after
 
 
 def test_one_song_alone_cannot_be_calibrated(recordings: Recordings) -> None:

@@ -102,6 +102,45 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(task: EmotionTask) -> None:
     assert weight.item() == 4
 
 
+def manifest_with_cues(manifest: Path, folder: Path) -> Path:
+    """The tones with one cue, how they swell; the second recording has none."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["path"] = str(manifest.parent / line["path"])
+        if number != 1:
+            line["cues"] = [5.0 if line["label"] == "happy" else 3.0]
+    file = folder / "manifest.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return file
+
+
+def test_cues_are_learnt_where_they_are_known(
+    tone_manifest: Path, tiny_recognizer_settings: list[str], tmp_path: Path
+) -> None:
+    file = manifest_with_cues(tone_manifest, tmp_path)
+    config = config_of(tiny_recognizer_settings, f'data.manifest="{file}"', "training.max_steps=40")
+    task = EmotionTask(config, open_recordings(config))
+    assert task.config.model.num_cues == 1
+    batch = first_batch(task)
+    unknown = batch | {"cue_weights": mx.zeros(4)}
+    assert not gradients(task, unknown)["cues.weight"].any()
+    assert gradients(task, batch)["cues.weight"].any()
+    extra = losses_of(task.model, batch, task.config, 0.0)[0]
+    extra = extra - losses_of(task.model, unknown, task.config, 0.0)[0]
+    estimate = task.model(batch["mel"], batch["frames"], batch["keep"])
+    squares = np.square(np.array(estimate.cues - batch["cues"]))[:, 0]
+    expected = (squares * np.array(batch["cue_weights"])).sum()
+    assert extra.item() == pytest.approx(expected, rel=1e-3)
+    Trainer(task, tmp_path, False).train(Interruption())
+    loaded = load_recognizer(tmp_path)
+    clips = task.held_out.batch(0)
+    heard = loaded.model(mx.array(clips.mel), mx.array(clips.frames)).cues
+    np.testing.assert_allclose(np.array(heard), clips.cues, atol=0.5)
+    more = replace(config, model=replace(config.model, num_cues=2))
+    with pytest.raises(KmidiError, match=r"has 1 cues a line, but model\.num_cues is 2"):
+        EmotionTask(more, task.recordings)
+
+
 def test_padding_of_the_last_held_out_batch_does_not_count(task: EmotionTask) -> None:
     measures = task.evaluate()
     batch = task.held_out.batch(0)
