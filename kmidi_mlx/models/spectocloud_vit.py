@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
 
 from kmidi_mlx.config import SpectocloudVitConfig
@@ -30,39 +31,53 @@ from kmidi_mlx.models.swin import (
     unpartition,
 )
 from kmidi_mlx.spectocloud import CHANNELS, DEFAULT_POINTS, LEVELS_OF_DETAIL
+from kmidi_mlx.spectocloud.energy import (
+    BRIGHT,
+    DARK,
+    RESTING_COLUMN,
+    RESTING_PROFILE,
+    RESTING_SHARE,
+    SOFTEST_PEAK,
+    TIME_BLUR,
+)
 from kmidi_mlx.spectocloud.point_codes import CODE_DIM, point_codes
 
 # positions are in [-1, 1], everything else in [0, 1]
 _SCALE = (2.0,) * 3 + (1.0,) * 7
 _OFFSET = (-1.0,) * 3 + (0.0,) * 7
 
+# Factors that bring the features to the scale of the emotion's 64 numbers: the shares of the
+# twelve pitch classes are small, the other features seldom use their range.
+_FEATURE_SCALE = (8.0,) * 12 + (3.0,) * 20
 
-_CHANNELS_IN = 3
-# Compressed mel numbers that count as nothing and as full, and what a column weighs that is silent.
-_DARK, _BRIGHT, _RESTING = 0.32, 0.80, 0.15
+_CHANNELS_IN = 3  # of the spectrogram: itself and its two shares
 
 
 def shares(windows: mx.array) -> tuple[mx.array, mx.array]:
     """Rank of every place of a spectrogram in its energy, along pitch and along time.
 
-    Points of a cloud are spread evenly over the energy, so it is by these shares that a point
-    finds its place.
+    The points of a cloud are spread evenly over the energy, so it is by these shares that a point
+    finds its place. The energy is that of `kmidi_mlx.spectocloud.energy`.
 
     Args:
         windows: `(batch, bands, frames)` in [0, 1].
 
     Returns:
-        The share of its frame's energy below each place, and the share of the whole energy before
-        its frame, both `(batch, bands, frames)` in [0, 1].
+        The share of its frame's energy up to each place, and the share of the window's energy up
+        to its frame, both `(batch, bands, frames)` in [0, 1].
     """
-    level = mx.clip((windows - _DARK) / (_BRIGHT - _DARK), 0, 1)
-    peak = mx.maximum(mx.max(level, axis=(1, 2), keepdims=True), 0.3)
-    relief = mx.square(level / peak)
-    energy = relief * relief * relief * mx.square(peak)
+    dtype = windows.dtype
     bands, frames = windows.shape[1:]
-    below = mx.tril(mx.ones((bands, bands), windows.dtype)) @ energy
-    column = below[:, -1:] + _RESTING
-    before = column @ mx.triu(mx.ones((frames, frames), windows.dtype))
+    level = mx.clip((windows - DARK) / (BRIGHT - DARK), 0, 1) @ mx.array(TIME_BLUR, dtype)
+    peak = mx.max(level, axis=(1, 2), keepdims=True)
+    relief = mx.square(level / mx.maximum(peak, SOFTEST_PEAK))
+    energy = relief * relief * relief * mx.square(peak)
+    rest = mx.array(RESTING_PROFILE[:, None], dtype)
+    below = mx.array(np.tri(bands), dtype) @ (energy + rest)
+    column = below[:, -1:]
+    resting = RESTING_COLUMN - (1.0 + RESTING_SHARE) * float(RESTING_PROFILE.sum())
+    mass = column + (resting + RESTING_SHARE * mx.mean(column, axis=2, keepdims=True))
+    before = mass @ mx.array(np.tri(frames).T, dtype)
     return below / column, mx.broadcast_to(before / before[..., -1:], windows.shape)
 
 
@@ -238,9 +253,12 @@ class SpectocloudViT(nn.Module):
     def _modulations(self, features: mx.array, emotion: mx.array) -> Iterator[Modulation]:
         """Gain and bias of every norm, in the order of use."""
         dtype = self.condition_in.weight.dtype
+        features = features * mx.array(_FEATURE_SCALE, features.dtype)
         condition = mx.concatenate([emotion, features], axis=-1).astype(dtype)
         activation = ACTIVATIONS[self.config.activation]
-        condition = activation(self.condition_out(activation(self.condition_in(condition))))
+        # a straight path beside the curved one: much of what emotion and notes do is linear
+        condition = self.condition_in(condition)
+        condition = condition + self.condition_out(activation(condition))
         everything = self.modulation(condition)
         start = 0
         for dim in self._modulated_dims():
@@ -283,8 +301,10 @@ class SpectocloudViT(nn.Module):
         height, width = self._map(0)
         below, before = shares(windows)
         channels = mx.concatenate([windows, below, before], axis=1)
+        # twice two axes change places: four axes at a time is all that a Neural Engine holds
         patches = channels.reshape(batch * _CHANNELS_IN * height, side, width, side)
-        patches = patches.transpose(0, 2, 1, 3).reshape(batch, _CHANNELS_IN, height * width, side * side)
+        patches = patches.transpose(0, 2, 1, 3)
+        patches = patches.reshape(batch, _CHANNELS_IN, height * width, side * side)
         patches = patches.transpose(0, 2, 1, 3).reshape(batch, height * width, -1)
         return mx.addmm(self.position_embedding, patches, self.patch_embedding.weight.T)
 

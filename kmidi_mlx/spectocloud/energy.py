@@ -15,20 +15,36 @@ from numpy.typing import NDArray
 
 from kmidi_mlx.spectocloud.axes import BAND_Y, BAND_Y_EDGES, MEL_BANDS, WINDOW_FRAMES
 
-__all__ = ["Energy", "measure_energy", "sample_columns", "spread_points"]
+__all__ = [
+    "BRIGHT",
+    "DARK",
+    "RESTING_COLUMN",
+    "RESTING_PROFILE",
+    "RESTING_SHARE",
+    "SOFTEST_PEAK",
+    "TIME_BLUR",
+    "Energy",
+    "measure_energy",
+    "sample_columns",
+    "spread_points",
+]
 
 _Floats = NDArray[np.float32]
 
 # Compressed mel numbers that count as nothing and as full (68 and 20 dB below a full-scale sine on
 # the project's scale of -60 to 40 dB).
-_DARK, _BRIGHT = 0.32, 0.80
+DARK, BRIGHT = 0.32, 0.80
 # What silence weighs: points rest evenly in time and in a band around the middle register.
-_RESTING_COLUMN = 0.3
-_RESTING_SHARE = 0.10
-_RESTING_PROFILE = np.exp(-0.5 * ((BAND_Y + 0.25) / 0.28) ** 2) * np.diff(BAND_Y_EDGES)
-_RESTING_PROFILE = (0.15 * _RESTING_PROFILE / _RESTING_PROFILE.sum()).astype(np.float32)
-_SOFTEST_PEAK = 0.3
-_TIME_BLUR = (1.0, 2.0, 3.0, 2.0, 1.0)
+RESTING_COLUMN = 0.3
+RESTING_SHARE = 0.10
+RESTING_PROFILE = np.exp(-0.5 * ((BAND_Y + 0.25) / 0.28) ** 2) * np.diff(BAND_Y_EDGES)
+RESTING_PROFILE = (0.15 * RESTING_PROFILE / RESTING_PROFILE.sum()).astype(np.float32)
+SOFTEST_PEAK = 0.3
+# (64, 64): columns softened along time by 1 2 3 2 1, the first and the last repeated at the ends.
+TIME_BLUR = np.zeros((WINDOW_FRAMES, WINDOW_FRAMES), np.float32)
+for _lag, _weight in zip(range(-2, 3), (1.0, 2.0, 3.0, 2.0, 1.0), strict=True):
+    for _column in range(WINDOW_FRAMES):
+        TIME_BLUR[min(max(_column + _lag, 0), WINDOW_FRAMES - 1), _column] += _weight / 9.0
 _COLUMN_EDGES = np.linspace(-1.0, 1.0, WINDOW_FRAMES + 1)
 _Y_EDGES = BAND_Y_EDGES.astype(np.float32)
 _Y = BAND_Y.astype(np.float32)
@@ -68,25 +84,26 @@ def measure_energy(window: _Floats) -> Energy:
     Args:
         window: float32 (128, 64) in [0, 1], the newest frame last.
     """
-    audible = (window.T - np.float32(_DARK)) * np.float32(1.0 / (_BRIGHT - _DARK))
-    level = _blurred(np.minimum(np.maximum(audible, 0.0), 1.0))
+    audible = (window.T - np.float32(DARK)) * np.float32(1.0 / (BRIGHT - DARK))
+    # softened along time, so that points glide where a note begins
+    level = TIME_BLUR.T @ np.minimum(np.maximum(audible, 0.0), 1.0)
     # What stands out in the window attracts points: contrast within it, and its loudness at all.
     peak = float(level.max())
-    relief = level * np.float32(1.0 / max(peak, _SOFTEST_PEAK))
+    relief = level * np.float32(1.0 / max(peak, SOFTEST_PEAK))
     relief *= relief
     energy = relief * relief * relief * np.float32(peak * peak)
     column = energy.sum(axis=1)
 
-    mass = column + (_RESTING_COLUMN + _RESTING_SHARE * float(column.mean()))
+    mass = column + (RESTING_COLUMN + RESTING_SHARE * float(column.mean()))
     time_cdf = np.zeros(WINDOW_FRAMES + 1)
     np.cumsum(mass, out=time_cdf[1:])
     time_cdf /= time_cdf[-1]
 
     pitch_cdf = np.zeros((WINDOW_FRAMES, _ROW), np.float32)
-    np.cumsum(energy + _RESTING_PROFILE, axis=1, out=pitch_cdf[:, 1:])
+    np.cumsum(energy + RESTING_PROFILE, axis=1, out=pitch_cdf[:, 1:])
     pitch_cdf /= pitch_cdf[:, -1:]
 
-    resting = float(_RESTING_PROFILE.sum())
+    resting = float(RESTING_PROFILE.sum())
     line = (energy @ _Y + resting * -0.25) / (column + resting)
     padded = np.concatenate([np.full(4, line[0]), line, np.full(4, line[-1])])
     line = np.convolve(padded, np.full(9, 1.0 / 9.0), "valid").astype(np.float32)
@@ -165,12 +182,3 @@ def _level_at(level: _Floats, column: NDArray[np.intp], weight: _Floats, place: 
     high = table[base + 1] + weight * (table[base + MEL_BANDS + 1] - table[base + 1])
     result: _Floats = low + (place - band).astype(np.float32) * (high - low)
     return result
-
-
-def _blurred(columns: _Floats) -> _Floats:
-    """Soften (64, 128) along time, so that points glide where a note begins."""
-    padded = np.concatenate([columns[:1], columns[:1], columns, columns[-1:], columns[-1:]])
-    out = np.zeros_like(columns)
-    for shift, weight in enumerate(_TIME_BLUR):
-        out += np.float32(weight / 9.0) * padded[shift : shift + WINDOW_FRAMES]
-    return out
