@@ -20,7 +20,8 @@ import yaml
 
 from kmidi_mlx import strict_yaml
 from kmidi_mlx.atomic import write_bytes_atomically
-from kmidi_mlx.config import RUN_CONFIGS, ConfigError, RunConfig, Section
+from kmidi_mlx.config import RUN_CONFIGS, RunConfig
+from kmidi_mlx.config_section import ConfigError, Section
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.strict_yaml import Source, shown
 

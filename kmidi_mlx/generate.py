@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kmidi_mlx import emotion as emotions
 from kmidi_mlx.command import CommandParser, run
-from kmidi_mlx.config import ConfigError, SamplingConfig
+from kmidi_mlx.config import SamplingConfig
+from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.chords import parse_chord, parse_key

@@ -18,10 +18,10 @@ from kmidi_mlx.config import (
     MidiTransformerConfig,
     OptimizerConfig,
     SamplingConfig,
-    Section,
     TrainingConfig,
 )
 from kmidi_mlx.config_file import config_to_dict, describe_options, load_config, save_config
+from kmidi_mlx.config_section import Section
 from kmidi_mlx.errors import KmidiError
 
 MODEL = "midi_generator"

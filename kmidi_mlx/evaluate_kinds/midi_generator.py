@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from kmidi_mlx.command import CommandParser
-from kmidi_mlx.config import ConfigError
+from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.console import Progress
 from kmidi_mlx.data.manifest import SPLITS
 from kmidi_mlx.data.shards import ShardReader

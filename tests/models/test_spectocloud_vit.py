@@ -7,7 +7,8 @@ from mlx import nn
 from mlx.utils import tree_flatten
 
 from bench import kernels
-from kmidi_mlx.config import ConfigError, SpectocloudVitConfig
+from kmidi_mlx.config import SpectocloudVitConfig
+from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT, shares
 from kmidi_mlx.spectocloud.energy import measure_energy
