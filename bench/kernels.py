@@ -8,6 +8,7 @@ Primitives that only rename memory (reshape, transpose, slice ...) launch nothin
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections import Counter
@@ -86,18 +87,25 @@ def count(build: Callable[[], list[mx.array]]) -> Counter[str]:
 def products(build: Callable[[], list[mx.array]]) -> int:
     """Floating-point operations of the matrix products and attentions that `build` asks for.
 
-    A multiplication and an addition are two; norms, activations and softmax are left out.
+    A multiplication and an addition are two; norms, activations and softmax are left out, and so
+    are products that are written with `@`.
     """
     total = 0
-    addmm, attention = mx.addmm, mx.fast.scaled_dot_product_attention
+    addmm, matmul = mx.addmm, mx.matmul
+    attention = mx.fast.scaled_dot_product_attention
 
     def count_product(a: mx.array, b: mx.array) -> None:
         nonlocal total
-        total += 2 * a.size * b.shape[-1]
+        rows = max(math.prod(a.shape[:-1]), math.prod(b.shape[:-2]) * a.shape[-2])
+        total += 2 * rows * a.shape[-1] * b.shape[-1]
 
     def counted_addmm(c: mx.array, a: mx.array, b: mx.array, **others: Any) -> mx.array:
         count_product(a, b)
         return addmm(c, a, b, **others)
+
+    def counted_matmul(a: mx.array, b: mx.array) -> mx.array:
+        count_product(a, b)
+        return matmul(a, b)
 
     def counted_linear(layer: nn.Linear, x: mx.array) -> mx.array:
         weight = layer.weight.T
@@ -115,6 +123,7 @@ def products(build: Callable[[], list[mx.array]]) -> int:
     with (
         mock.patch.object(nn.Linear, "__call__", counted_linear),
         mock.patch.object(mx, "addmm", counted_addmm),
+        mock.patch.object(mx, "matmul", counted_matmul),
         mock.patch.object(mx.fast, "scaled_dot_product_attention", counted_attention),
     ):
         build()

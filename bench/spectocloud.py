@@ -4,22 +4,31 @@ chamfer  forward and backward pass of the Chamfer distance: the (batch, n, m, 3)
          |a|² + |b|² - 2ab matrix that autograd keeps, and ours. They take turns, so that a noisy
          machine is noisy for all; peak memory is measured alone, before.
 mel      the streaming spectrogram, fed the samples of 1/60 s at a time.
+graph    launching primitives and floating-point operations of one compiled frame.
+frame    one frame at batch 1, beside transformers' Swin of the same stages in eager PyTorch and in
+         ONNX Runtime (extra `peers`). They take turns, with OPENBLAS_NUM_THREADS threads each.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
+from bench import kernels
 from bench.report import Row, add_arguments, publish, spread
+from bench.swin_peers import missing_packages, swin_peers
 from kmidi_mlx.audio import MelStream
 from kmidi_mlx.command import CommandParser, run
+from kmidi_mlx.config import SpectocloudVitConfig
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 from kmidi_mlx.spectocloud import DEFAULT_POINTS, FRAMES_PER_SECOND
 from kmidi_mlx.training.cloud_losses import chamfer
 
@@ -35,6 +44,9 @@ COLUMNS = (
     "ms_p90",
     "peak_mb",
     "times_faster",
+    "kernels",
+    "mflop",
+    "weights",
 )
 _SAMPLE_RATE = 44_100
 
@@ -44,11 +56,11 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.repeats < 1:
         raise KmidiError(f"--repeats {args.repeats}: give 1 or more.")
-    rows = [
-        {"section": section, **row}
-        for section in args.only or SECTIONS
-        for row in SECTIONS[section](args)
-    ]
+    chosen = args.only or list(SECTIONS)
+    if not args.only and (missing := missing_packages()):
+        chosen.remove("frame")
+        print(f"Section frame is left out: it needs {', '.join(missing)} (extra `peers`).")
+    rows = [{"section": section, **row} for section in chosen for row in SECTIONS[section](args)]
     publish("spectocloud", rows, COLUMNS, args)
     return 0
 
@@ -147,6 +159,75 @@ def mel_section(args: argparse.Namespace) -> list[Row]:
     return [row | spread("ms", times) | {"ms_longest": max(times)}]
 
 
+#: Variants of the network, by name.
+VARIANTS = {
+    "kmidi": SpectocloudVitConfig(),
+    "kmidi, shift: false": SpectocloudVitConfig(shift=False),
+    "kmidi, activation: gelu": SpectocloudVitConfig(activation="gelu"),
+}
+
+
+def graph_section(args: argparse.Namespace) -> list[Row]:
+    """What one compiled frame asks of the machine, conditions and points included."""
+    rows: list[Row] = []
+    for name, config in VARIANTS.items():
+        frame, plain, weights = _frame(config)
+        launched = kernels.count(lambda frame=frame: [frame()])  # type: ignore[misc]
+        operations = kernels.products(lambda plain=plain: [plain()])  # type: ignore[misc]
+        row: Row = {"case": name, "batch": 1, "points": DEFAULT_POINTS, "weights": weights}
+        rows.append(row | {"kernels": launched.total(), "mflop": operations / 1e6})
+    return rows
+
+
+def frame_section(args: argparse.Namespace) -> list[Row]:
+    """Time of one frame, ours and the peers' in turns."""
+    threads = int(os.environ.get("OPENBLAS_NUM_THREADS") or os.cpu_count() or 1)
+    peers, weights = swin_peers(VARIANTS["kmidi"], threads)
+    works: dict[str, Callable[[], object]] = {}
+    sizes: dict[str, int] = {}
+    for name, config in VARIANTS.items():
+        frame, _, sizes[name] = _frame(config)
+        works[name] = lambda frame=frame: mx.eval(frame())  # type: ignore[misc]
+    for name, work in peers.items():
+        works[f"Swin, {name}"], sizes[f"Swin, {name}"] = work, weights
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(args.repeats + 2):
+        for name, work in works.items():
+            taken = 1e3 * _seconds(work)
+            if turn >= 2:  # the first ones compile
+                times[name].append(taken)
+    ours = np.asarray(times["kmidi"])
+    rows = []
+    for name, samples in times.items():
+        row: Row = {"case": name, "batch": 1, "threads": threads, "weights": sizes[name]}
+        row |= {"points": DEFAULT_POINTS if name in VARIANTS else ""} | spread("ms", samples)
+        # of pairs from the same turn, so that a noisy machine is noisy for both
+        rows.append(row | spread("times_faster", np.asarray(samples) / ours))
+    return rows
+
+
+def _frame(
+    config: SpectocloudVitConfig,
+) -> tuple[Callable[[], mx.array], Callable[[], mx.array], int]:
+    """One frame of the network, compiled and not, and how many weights it has."""
+    model = SpectocloudViT(config)
+    model.initialise(0)
+    rng = np.random.default_rng(0)
+    given = [
+        mx.array(rng.uniform(size=(1, *shape)).astype(np.float32))
+        for shape in ((128, 64), (32,), (64,))
+    ]
+    constants = model.constants(DEFAULT_POINTS)
+    mx.eval(model.parameters(), given, constants.biases, constants.queries)
+
+    def draw(windows: mx.array, features: mx.array, emotion: mx.array) -> mx.array:
+        return model(windows, features, emotion, constants)
+
+    compiled = mx.compile(draw)
+    weights = sum(weight.size for _, weight in tree_flatten(model.parameters()))
+    return lambda: compiled(*given), lambda: draw(*given), weights
+
+
 def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
@@ -157,6 +238,8 @@ def _seconds(work: Callable[[], object]) -> float:
 SECTIONS: dict[str, Callable[[argparse.Namespace], Sequence[Row]]] = {
     "chamfer": chamfer_section,
     "mel": mel_section,
+    "graph": graph_section,
+    "frame": frame_section,
 }
 
 

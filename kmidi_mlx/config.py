@@ -177,7 +177,7 @@ class SpectocloudVitConfig(Section):
     emotion_dim: int = option(64, "length of the emotion vector", low=64, high=64)
     feature_dim: int = option(32, "number of MIDI features", low=32, high=32)
     condition_dim: int = option(320, "width of what modulates the norms", low=16, high=4096)
-    decoder_dim: int = option(64, "width of a point query", low=16, high=1024)
+    decoder_dim: int = option(64, "width of a point query", low=32, high=1024)
     decoder_layers: int = option(2, "times a point looks at the encoder", low=1, high=16)
     norm_eps: float = option(1e-5, "epsilon of LayerNorm", low=1e-12, high=1e-2)
 

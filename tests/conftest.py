@@ -82,7 +82,7 @@ def tiny_cloud_settings(practice_clouds: Path) -> list[str]:
         "model.window_size=4",
         "model.head_dim=16",
         "model.condition_dim=16",
-        "model.decoder_dim=16",
+        "model.decoder_dim=32",
         "model.decoder_layers=1",
         "optimizer.warmup_steps=5",
         "optimizer.learning_rate=3e-3",

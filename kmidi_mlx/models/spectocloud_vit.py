@@ -17,6 +17,15 @@ from mlx import nn
 
 from kmidi_mlx.config import SpectocloudVitConfig
 from kmidi_mlx.models.layers import CrossAttention
+from kmidi_mlx.models.sound_places import (
+    NOW_DIM,
+    PLACE_DIM,
+    SHARE_DIM,
+    SoundPlaces,
+    now_codes,
+    place_codes,
+    sound_places,
+)
 from kmidi_mlx.models.swin import (
     ACTIVATIONS,
     Mlp,
@@ -31,16 +40,7 @@ from kmidi_mlx.models.swin import (
     unpartition,
 )
 from kmidi_mlx.spectocloud import CHANNELS, DEFAULT_POINTS, LEVELS_OF_DETAIL
-from kmidi_mlx.spectocloud.energy import (
-    BRIGHT,
-    DARK,
-    RESTING_COLUMN,
-    RESTING_PROFILE,
-    RESTING_SHARE,
-    SOFTEST_PEAK,
-    TIME_BLUR,
-)
-from kmidi_mlx.spectocloud.point_codes import CODE_DIM, point_codes
+from kmidi_mlx.spectocloud.point_codes import CODE_DIM, point_codes, seed_columns
 
 # positions are in [-1, 1], everything else in [0, 1]
 _SCALE = (2.0,) * 3 + (1.0,) * 7
@@ -49,36 +49,10 @@ _OFFSET = (-1.0,) * 3 + (0.0,) * 7
 # Factors that bring the features to the scale of the emotion's 64 numbers: the shares of the
 # twelve pitch classes are small, the other features seldom use their range.
 _FEATURE_SCALE = (8.0,) * 12 + (3.0,) * 20
-
-_CHANNELS_IN = 3  # of the spectrogram: itself and its two shares
-
-
-def shares(windows: mx.array) -> tuple[mx.array, mx.array]:
-    """Rank of every place of a spectrogram in its energy, along pitch and along time.
-
-    The points of a cloud are spread evenly over the energy, so it is by these shares that a point
-    finds its place. The energy is that of `kmidi_mlx.spectocloud.energy`.
-
-    Args:
-        windows: `(batch, bands, frames)` in [0, 1].
-
-    Returns:
-        The share of its frame's energy up to each place, and the share of the window's energy up
-        to its frame, both `(batch, bands, frames)` in [0, 1].
-    """
-    dtype = windows.dtype
-    bands, frames = windows.shape[1:]
-    level = mx.clip((windows - DARK) / (BRIGHT - DARK), 0, 1) @ mx.array(TIME_BLUR, dtype)
-    peak = mx.max(level, axis=(1, 2), keepdims=True)
-    relief = mx.square(level / mx.maximum(peak, SOFTEST_PEAK))
-    energy = relief * relief * relief * mx.square(peak)
-    rest = mx.array(RESTING_PROFILE[:, None], dtype)
-    below = mx.array(np.tri(bands), dtype) @ (energy + rest)
-    column = below[:, -1:]
-    resting = RESTING_COLUMN - (1.0 + RESTING_SHARE) * float(RESTING_PROFILE.sum())
-    mass = column + (resting + RESTING_SHARE * mx.mean(column, axis=2, keepdims=True))
-    before = mass @ mx.array(np.tri(frames).T, dtype)
-    return below / column, mx.broadcast_to(before / before[..., -1:], windows.shape)
+_PITCH_CLASSES = 12
+_CHANNELS_IN = 3  # of the spectrogram: itself and its shares of pitch and time
+# How sharply a point looks at its place at first: e^(this squared) against places far away.
+_SHARPNESS = 2.2
 
 
 @dataclass(frozen=True)
@@ -130,7 +104,8 @@ class SpectocloudViT(nn.Module):
             _CHANNELS_IN * config.patch_size**2, config.dims[0], bias=False
         )
         self.position_embedding = mx.zeros((rows * columns, config.dims[0]))
-        self.condition_in = nn.Linear(config.emotion_dim + config.feature_dim, config.condition_dim)
+        conditions = config.emotion_dim + config.feature_dim + _PITCH_CLASSES + NOW_DIM
+        self.condition_in = nn.Linear(conditions, config.condition_dim)
         self.condition_out = nn.Linear(config.condition_dim, config.condition_dim)
         self.stages = [
             [self._block(stage, index) for index in range(depth)]
@@ -145,6 +120,8 @@ class SpectocloudViT(nn.Module):
         self.memory_projections = [nn.Linear(dim, config.decoder_dim) for dim in config.dims[1:]]
         seen = sum(rows * columns // 4**stage for stage in range(1, len(config.dims)))
         self.memory_position_embedding = mx.zeros((seen, config.decoder_dim))
+        self.memory_places = nn.Linear(PLACE_DIM, config.decoder_dim, bias=False)
+        self.query_codes = nn.Linear(CODE_DIM, config.decoder_dim, bias=False)
         self.query_in = nn.Linear(CODE_DIM, 4 * config.decoder_dim)
         self.query_out = nn.Linear(4 * config.decoder_dim, config.decoder_dim)
         self.decoder = [DecoderLayer(config) for _ in range(config.decoder_layers)]
@@ -184,7 +161,8 @@ class SpectocloudViT(nn.Module):
     def initialise(self, seed: int) -> None:
         """Draw the weights: normal(0.02), with what writes to the residual scaled down by depth.
 
-        The first layer of queries and conditions keeps its scale, norms start unmodulated.
+        The first layer of queries and conditions keeps its scale, norms start unmodulated, and
+        points look at their places.
         """
         config = self.config
         writes = 2 * sum(config.depths)
@@ -205,6 +183,32 @@ class SpectocloudViT(nn.Module):
         self.load_weights(drawn, strict=False)
         gains = [mx.full((dim,), value) for dim in self._modulated_dims() for value in (1.0, 0.0)]
         self.modulation.bias = mx.concatenate(gains)
+        self._align_places()
+
+    def _align_places(self) -> None:
+        """Let a point look first where the shares of the sound are its seeds.
+
+        Queries and tokens hold the seeds' codes in their first numbers, alone, and the first layer
+        of the decoder compares these; all of it can be unlearnt.
+        """
+        told, dim = 2 * SHARE_DIM, self.config.decoder_dim
+        mirror = np.eye(dim, told, dtype=np.float32)
+
+        def rows(layer: nn.Linear, first: np.ndarray | float, others: float = 1.0) -> None:
+            weight = others * np.array(layer.weight)
+            weight[:told] = first
+            layer.weight = mx.array(weight)
+
+        rows(self.query_codes, np.eye(CODE_DIM, dtype=np.float32)[seed_columns(SHARE_DIM)])
+        rows(self.query_out, 0.0)
+        rows(self.memory_places, np.eye(told, PLACE_DIM, dtype=np.float32))
+        for projection in self.memory_projections:
+            rows(projection, 0.0)
+        attention = self.decoder[0].attention
+        rows(attention.query, _SHARPNESS * mirror.T, 0.3)
+        keys, values = np.split(np.array(attention.kv.weight), 2)
+        keys = np.concatenate([_SHARPNESS * mirror.T, 0.3 * keys[told:]])
+        attention.kv.weight = mx.array(np.concatenate([keys, values]))
 
     def constants(self, points: int | mx.array = DEFAULT_POINTS) -> Constants:
         """Fold what does not depend on a frame.
@@ -221,7 +225,7 @@ class SpectocloudViT(nn.Module):
             codes = mx.array(point_codes(LEVELS_OF_DETAIL[-1]))[points]
         activation = ACTIVATIONS[self.config.activation]
         codes = codes.astype(self.query_in.weight.dtype)
-        queries = self.query_out(activation(self.query_in(codes)))
+        queries = self.query_codes(codes) + self.query_out(activation(self.query_in(codes)))
         return Constants(
             [block.attention.bias() for blocks in self.stages for block in blocks], queries
         )
@@ -241,8 +245,10 @@ class SpectocloudViT(nn.Module):
             `(batch, points, 10)` in fp32, columns as in `kmidi_mlx.spectocloud.CHANNELS`: x, y, z
             in [-1, 1], all others in [0, 1].
         """
-        modulations = self._modulations(features, emotion)
-        memory = self._memory(windows, constants.biases, modulations)
+        windows = windows.astype(self.patch_embedding.weight.dtype)
+        places = sound_places(windows)
+        modulations = self._modulations(features, emotion, places)
+        memory = self._memory(windows, places, constants.biases, modulations)
         batch = windows.shape[0]
         x = mx.broadcast_to(constants.queries, (batch, *constants.queries.shape))
         for layer in self.decoder:
@@ -250,11 +256,20 @@ class SpectocloudViT(nn.Module):
         x = self.head(modulated_norm(x, next(modulations), self.config.norm_eps))
         return mx.sigmoid(x.astype(mx.float32)) * mx.array(_SCALE) + mx.array(_OFFSET)
 
-    def _modulations(self, features: mx.array, emotion: mx.array) -> Iterator[Modulation]:
+    def _modulations(
+        self, features: mx.array, emotion: mx.array, places: SoundPlaces
+    ) -> Iterator[Modulation]:
         """Gain and bias of every norm, in the order of use."""
+        pitches = features[:, :_PITCH_CLASSES]
+        strongest = mx.max(pitches, axis=-1, keepdims=True)
+        told = [
+            emotion,
+            features * mx.array(_FEATURE_SCALE, features.dtype),
+            pitches / mx.maximum(strongest, 1e-3),
+        ]
         dtype = self.condition_in.weight.dtype
-        features = features * mx.array(_FEATURE_SCALE, features.dtype)
-        condition = mx.concatenate([emotion, features], axis=-1).astype(dtype)
+        heard = 3.0 * now_codes(places)
+        condition = mx.concatenate([*(part.astype(dtype) for part in told), heard], axis=-1)
         activation = ACTIVATIONS[self.config.activation]
         # a straight path beside the curved one: much of what emotion and notes do is linear
         condition = self.condition_in(condition)
@@ -266,11 +281,15 @@ class SpectocloudViT(nn.Module):
             start += 2 * dim
 
     def _memory(
-        self, windows: mx.array, biases: list[mx.array], modulations: Iterator[Modulation]
+        self,
+        windows: mx.array,
+        places: SoundPlaces,
+        biases: list[mx.array],
+        modulations: Iterator[Modulation],
     ) -> mx.array:
         """Tokens that the points look at: `(batch, tokens, decoder_dim)`."""
         window = self.config.window_size
-        x = self._patches(windows.astype(self.patch_embedding.weight.dtype))
+        x = self._patches(windows, places)
         biases_left = iter(biases)
         memory = []
         for stage, blocks in enumerate(self.stages):
@@ -293,14 +312,14 @@ class SpectocloudViT(nn.Module):
                 memory.append(projection(norm(x)))
             elif not self._shifted(stage, len(blocks) - 1):
                 x = unpartition(x, height, width, window)
+        memory[0] = memory[0] + self.memory_places(place_codes(places, *self._map(1)))
         return mx.concatenate(memory, axis=1) + self.memory_position_embedding
 
-    def _patches(self, windows: mx.array) -> mx.array:
+    def _patches(self, windows: mx.array, places: SoundPlaces) -> mx.array:
         """Embed patches: `(batch, 128, 64)` to `(batch, tokens, dims[0])`, row by row."""
         batch, side = windows.shape[0], self.config.patch_size
         height, width = self._map(0)
-        below, before = shares(windows)
-        channels = mx.concatenate([windows, below, before], axis=1)
+        channels = mx.concatenate([windows, places.below, places.before], axis=1)
         # twice two axes change places: four axes at a time is all that a Neural Engine holds
         patches = channels.reshape(batch * _CHANNELS_IN * height, side, width, side)
         patches = patches.transpose(0, 2, 1, 3)

@@ -16,7 +16,7 @@ from kmidi_mlx.spectocloud.cloud import anchor_offsets
 from kmidi_mlx.spectocloud.lifeline import lifeline_places
 from kmidi_mlx.spectocloud.points import DEFAULT_POINTS, point_set
 
-__all__ = ["CODE_DIM", "point_codes"]
+__all__ = ["CODE_DIM", "point_codes", "seed_columns"]
 
 _Floats = NDArray[np.float32]
 
@@ -61,6 +61,17 @@ def point_codes(count: int = DEFAULT_POINTS) -> _Floats:
     codes[points.anchor, start + 3 :] = offset.T
     codes.flags.writeable = False
     return codes
+
+
+def seed_columns(numbers: int) -> NDArray[np.intp]:
+    """Return where a body point's code tells its seeds of time and pitch, half of it each.
+
+    Args:
+        numbers: of each seed, odd: itself, then the sines and the cosines of its longest waves.
+    """
+    octaves = np.arange(numbers // 2)
+    one = np.concatenate([[0], 1 + octaves, 1 + _OCTAVES + octaves])
+    return np.concatenate([3 + one, 3 + _WAVES + one])
 
 
 def _waves(place: NDArray[np.floating]) -> _Floats:

@@ -10,11 +10,10 @@ from bench import kernels
 from kmidi_mlx.config import SpectocloudVitConfig
 from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.models.spectocloud_vit import SpectocloudViT, shares
-from kmidi_mlx.spectocloud.energy import measure_energy
+from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 
 SMALL = {"dims": (16, 32), "depths": (2, 1), "patch_size": 8, "window_size": 4, "head_dim": 16}
-SMALL |= {"condition_dim": 16, "decoder_dim": 16}
+SMALL |= {"condition_dim": 16, "decoder_dim": 32}
 
 Inputs = tuple[mx.array, mx.array, mx.array]
 
@@ -64,17 +63,6 @@ def test_a_frame_costs_less_than_800_million_operations(real_model: SpectocloudV
     constants, given = real_model.constants(), inputs(1)
     counted = kernels.products(lambda: [real_model(*given, constants)])
     assert 5e8 < counted < 8e8
-
-
-@pytest.mark.parametrize("loudness", [0.0, 0.4, 0.7, 1.0])
-def test_shares_are_the_distributions_of_the_engine(loudness: float) -> None:
-    draw = np.random.default_rng(0)
-    windows = (loudness * draw.uniform(size=(2, 128, 64)) ** 3).astype(np.float32)
-    below, before = (np.array(share) for share in shares(mx.array(windows)))
-    for row, window in enumerate(windows):
-        energy = measure_energy(window)
-        np.testing.assert_allclose(below[row], energy.pitch_cdf[:, 1:].T, atol=1e-5)
-        np.testing.assert_allclose(before[row, 5], energy.time_cdf[1:], atol=1e-5)
 
 
 def test_counted_products_are_those_of_a_layer() -> None:
