@@ -88,7 +88,7 @@ def test_training_learns_and_the_weights_can_be_used(
     assert (outcome.unit, outcome.synthetic) == ("clouds", True)
     lines = [json.loads(line) for line in (tmp_path / checkpoint.METRICS).read_text().splitlines()]
     judged = [line["val_loss"] for line in lines if "val_loss" in line]
-    assert judged[-1] < 0.8 * judged[0]
+    assert judged[-1] < 0.88 * judged[0]
     loaded = load_spectocloud(tmp_path)
     assert loaded.notice is not None
     clouds = loaded.model(
