@@ -6,7 +6,11 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kmidi_mlx import emotion as emotions
 from kmidi_mlx.command import CommandParser, run
@@ -17,6 +21,7 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.chords import parse_chord, parse_key
 from kmidi_mlx.music.events import decode, encode
 from kmidi_mlx.music.midi_file import read_midi, write_midi
+from kmidi_mlx.music.notes import Notes
 
 DEFAULT_CHECKPOINT = Path("checkpoints/midi_generator")
 LONGEST_SECONDS = 3600.0
@@ -29,6 +34,8 @@ def main(argv: list[str]) -> int:
         raise KmidiError(f"--out {args.out}: give a name that ends in .mid.")
     if args.wav is not None and args.wav.suffix.lower() != ".wav":
         raise KmidiError(f"--wav {args.wav}: give a name that ends in .wav.")
+    if args.soundfont is not None and args.wav is None:
+        raise KmidiError("--soundfont: it says what plays the sound of --wav; add --wav FILE.")
     if not 0 < args.seconds <= LONGEST_SECONDS:
         raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 3600.")
     if args.seed < 0:
@@ -40,6 +47,8 @@ def main(argv: list[str]) -> int:
     prompt = encode(read_midi(args.prompt)) if args.prompt else ()
     if args.prompt and not len(prompt):
         raise KmidiError(f"{args.prompt} has no notes to continue.")
+
+    play = _player(args.soundfont) if args.wav is not None else None
 
     # imported late, so that wrong flags answer before the framework loads
     from kmidi_mlx.generation.generator import generate
@@ -67,11 +76,11 @@ def main(argv: list[str]) -> int:
         )
     notes = decode(ids)
     write_midi(notes, args.out)
-    if args.wav is not None:
+    if play is not None:
         # imported late, as only this needs the libraries of the audio room
-        from kmidi_mlx.audio import render, write_wav
+        from kmidi_mlx.audio import write_wav
 
-        write_wav(args.wav, render(notes))
+        write_wav(args.wav, play(notes))
     result = {
         "out": str(args.out),
         **({"wav": str(args.wav)} if args.wav is not None else {}),
@@ -115,6 +124,12 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--wav", type=Path, metavar="FILE", help="also render the piece on a grand piano"
+    )
+    parser.add_argument(
+        "--soundfont",
+        type=Path,
+        metavar="FILE",
+        help="play --wav with this SoundFont (.sf2, .sf3) by FluidSynth",
     )
     parser.add_argument(
         "--seconds",
@@ -180,6 +195,17 @@ def _make_room(flag: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KmidiError(f"cannot make the folder {file.parent}: {error.strerror}.") from error
+
+
+def _player(soundfont: Path | None) -> Callable[[Notes], NDArray[np.float32]]:
+    """What turns notes into sound: the package's piano, or FluidSynth with a SoundFont."""
+    if soundfont is None:
+        from kmidi_mlx.audio import render
+
+        return render
+    from kmidi_mlx.audio.fluid import FluidSynth
+
+    return FluidSynth(soundfont).render
 
 
 def _change(text: str, length: float) -> tuple[float, emotions.Emotion]:

@@ -22,8 +22,8 @@ COMMANDS = (
 # the floor of every room, as in docs/architecture.md
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion", "atomic", "command",
-         "console", "blas"), 0,
+        ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion", "atomic",
+         "command", "console", "blas"), 0,
     ),
     **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint"), 1),
     "data": 2,
