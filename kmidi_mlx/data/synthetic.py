@@ -46,6 +46,8 @@ _RHYTHMS: tuple[tuple[float, ...], ...] = (
 )
 _MELODY_LOW, _MELODY_HIGH = 57, 91
 _BATCH_PIECES = 128
+# Third word of the seeds that draw which pieces are held out.
+_VAL_STREAM = 29
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +167,8 @@ def write_synthetic(
             if stop():
                 return manifest
             name = f"{number:05d}.mid"
-            is_val = every > 0 and number % every == min(1, every - 1)
-            made[name], rows[name] = _piece(name, number, seed, "val" if is_val else "train")
+            split = "val" if _is_val(number, every, seed) else "train"
+            made[name], rows[name] = _piece(name, number, seed, split)
         for name in made:
             if name not in earlier and os.path.lexists(folder / name):
                 raise KmidiError(
@@ -189,6 +191,19 @@ def write_synthetic(
         (folder / name).unlink(missing_ok=True)
     write_manifest(manifest, rows.values())
     return manifest
+
+
+def _is_val(number: int, every: int, seed: int) -> bool:
+    """Say whether a piece is held out: one of each `every`, the second of the first ones.
+
+    The others' places are drawn, because the evenly spread moods of every n-th piece are alike.
+    """
+    if every == 0:
+        return False
+    block, place = divmod(number, every)
+    if block == 0:
+        return place == min(1, every - 1)
+    return place == int(np.random.default_rng((seed, block, _VAL_STREAM)).integers(every))
 
 
 def _earlier(manifest: Path) -> dict[str, dict[str, Any]]:

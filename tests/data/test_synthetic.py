@@ -103,6 +103,14 @@ def test_sides(tmp_path: Path, count: int, share: float, val: int) -> None:
     assert sum(row.values["split"] == "val" for row in rows) == val
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.5])
+def test_what_is_held_out_has_all_moods(tmp_path: Path, share: float) -> None:
+    rows = read_manifest(write_synthetic(tmp_path, 120, seed=0, val_share=share))
+    held_out = [row.values for row in rows if row.values["split"] == "val"]
+    for axis in ("valence", "arousal"):
+        assert np.std([row[axis] for row in held_out]) > 0.35  # 0.58 where even
+
+
 def test_synthetic_data_is_prepared_and_says_so(tmp_path: Path) -> None:
     report = prepare_midi([], tmp_path / "out", synthetic=6, workers=1, val_share=0.2)
     reader = ShardReader(tmp_path / "out")
