@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -63,6 +65,29 @@ def test_a_frame_costs_less_than_800_million_operations(real_model: SpectocloudV
     constants, given = real_model.constants(), inputs(1)
     counted = kernels.products(lambda: [real_model(*given, constants)])
     assert 5e8 < counted < 8e8
+
+
+def test_no_tensor_has_more_than_four_axes(real_model: SpectocloudViT) -> None:
+    """The Neural Engine holds four; nor does it gather or roll well."""
+    constants = real_model.constants()
+    mx.eval(constants.biases, constants.queries)
+    primitives: list[dict[str, Any]] = []
+
+    def record(found: dict[str, Any]) -> None:
+        if found["type"] == "primitive":
+            primitives.append(found)
+
+    mx.disable_compile()
+    try:
+        mx.export_function(record, lambda *given: real_model(*given, constants), *inputs(2))
+    finally:
+        mx.enable_compile()
+    assert len(primitives) > 500
+    shapes = [shape for found in primitives for _, shape, _ in found["outputs"]]
+    assert max(len(shape) for shape in shapes) <= 4
+    names = {found["name"] for found in primitives}
+    assert "Matmul" in names
+    assert not [name for name in names if "Gather" in name or "Scatter" in name or "Roll" in name]
 
 
 def test_counted_products_are_those_of_a_layer() -> None:
