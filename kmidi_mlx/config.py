@@ -227,7 +227,7 @@ class CloudLossConfig(Section):
         0.1, "squared error of the points' movement to the next frame", low=0.0, high=100.0
     )
     identity: float = option(
-        0.0, "squared distance of point i from the teacher's point i", low=0.0, high=100.0
+        1.0, "squared distance of point i from the teacher's point i", low=0.0, high=100.0
     )
 
 

@@ -23,7 +23,7 @@ from kmidi_mlx.training.cloud_losses import (
 )
 
 Floats = NDArray[np.float32]
-BY_NEAREST = CloudLossConfig()
+BY_NEAREST = CloudLossConfig(identity=0.0)
 BY_INDEX = CloudLossConfig(identity=1.0)
 PARTS = ("chamfer", "color", "properties", "smoothness", "identity")
 
