@@ -188,6 +188,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
         description = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise KmidiError(f"cannot read {path}: {error}; prepare the data set again.") from error
+    if isinstance(description, dict) and description.get("kind") is not None:
+        raise KmidiError(
+            f"{folder} holds data of another model ({str(description['kind'])[:40]}), not music "
+            "for the MIDI generator; make that with: kmidi prepare midi SRC --out DIR."
+        )
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else None
         raise KmidiError(

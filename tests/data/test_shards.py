@@ -75,6 +75,9 @@ def test_another_format_is_refused(copy: Path) -> None:
     file.write_text(json.dumps({**described, "format": 99}))
     with pytest.raises(KmidiError, match="format 99 cannot be read"):
         ShardReader(copy)
+    file.write_text(json.dumps({**described, "kind": "spectocloud"}))
+    with pytest.raises(KmidiError, match=r"another model \(spectocloud\).*kmidi prepare midi"):
+        ShardReader(copy)
     file.write_text("{")
     with pytest.raises(KmidiError, match="cannot read"):
         ShardReader(copy)
