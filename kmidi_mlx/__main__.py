@@ -18,6 +18,7 @@ COMMANDS = {
     "prepare": "turn MIDI files into a data set",
     "train": "train a model on a data set",
     "generate": "write piano music for an emotion",
+    "picture": "show a song as a cloud of light: a picture or a film",
     "evaluate": "measure a model or the music it writes",
 }
 

@@ -17,7 +17,14 @@ from typing import Any
 
 from kmidi_mlx.errors import KmidiError
 
-__all__ = ["CommandParser", "Interruption", "add_config_arguments", "interruptible", "run"]
+__all__ = [
+    "CommandParser",
+    "Interruption",
+    "add_config_arguments",
+    "interruptible",
+    "make_room",
+    "run",
+]
 
 WRONG_USE = 2
 INTERRUPTED = 130
@@ -169,6 +176,24 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="one option, wins over files; may be given more than once",
     )
+
+
+def make_room(flag: str, file: Path) -> None:
+    """Make the folder of a file to write, before minutes go into what could not be kept.
+
+    Args:
+        flag: that named the file.
+        file: to write.
+
+    Raises:
+        KmidiError: if the file is a folder, or its folder cannot be made.
+    """
+    if file.is_dir():
+        raise KmidiError(f"{flag} {file} is a folder; add the name of a file.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KmidiError(f"cannot make the folder {file.parent}: {error.strerror}.") from error
 
 
 @dataclass

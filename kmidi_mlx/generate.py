@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx import emotion as emotions
-from kmidi_mlx.command import CommandParser, run
+from kmidi_mlx.command import CommandParser, make_room, run
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.console import Progress
+from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.chords import parse_chord, parse_key
 from kmidi_mlx.music.events import decode, encode
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
         raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 3600.")
     if args.seed < 0:
         raise KmidiError(f"--seed {args.seed}: give 0 or more.")
-    emotion = _emotion(args)
+    emotion = emotion_from(args)
     changes = [_change(text, args.seconds) for text in args.changes]
     chord = parse_chord(args.chord) if args.chord else 0
     key = parse_key(args.key) if args.key else 0
@@ -58,9 +59,9 @@ def main(argv: list[str]) -> int:
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     sampling = _sampling(loaded.config.sampling, args)
-    _make_room("--out", args.out)
+    make_room("--out", args.out)
     if args.wav is not None:
-        _make_room("--wav", args.wav)
+        make_room("--wav", args.wav)
     with Progress(round(args.seconds), "generate", "s of music") as progress:
         ids = generate(
             loaded.model,
@@ -137,10 +138,7 @@ def _parser() -> CommandParser:
         default=30.0,
         help="length, after the prompt if there is one (default: 30)",
     )
-    parser.add_argument("--emotion", metavar="LABEL", help="happy, sad, angry, calm, ...")
-    parser.add_argument("--valence", type=float, help="-1 (unpleasant) to 1 (pleasant)")
-    parser.add_argument("--arousal", type=float, help="-1 (quiet) to 1 (excited)")
-    parser.add_argument("--intensity", type=float, help="0 to 1 (default: distance from neutral)")
+    add_emotion_arguments(parser)
     parser.add_argument(
         "--then",
         dest="changes",
@@ -170,31 +168,6 @@ def _parser() -> CommandParser:
             help=item.metadata["doc"],
         )
     return parser
-
-
-def _emotion(args: argparse.Namespace) -> emotions.Emotion | None:
-    numbers = (args.valence, args.arousal)
-    if args.emotion is not None:
-        if any(number is not None for number in (*numbers, args.intensity)):
-            raise KmidiError("give either --emotion or --valence and --arousal, not both.")
-        return emotions.from_label(args.emotion)
-    if numbers == (None, None):
-        if args.intensity is not None:
-            raise KmidiError("--intensity needs --valence and --arousal.")
-        return None
-    if None in numbers:
-        raise KmidiError("--valence and --arousal go together; give both.")
-    return emotions.Emotion.of(args.valence, args.arousal, args.intensity)
-
-
-def _make_room(flag: str, file: Path) -> None:
-    """Make the folder of a file to write, before minutes go into what could not be kept."""
-    if file.is_dir():
-        raise KmidiError(f"{flag} {file} is a folder; add the name of a file.")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise KmidiError(f"cannot make the folder {file.parent}: {error.strerror}.") from error
 
 
 def _player(soundfont: Path | None) -> Callable[[Notes], NDArray[np.float32]]:

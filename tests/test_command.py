@@ -284,7 +284,9 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert kmidi(["trian", "--help"]) == 2
     assert capsys.readouterr().err == "kmidi: unknown command 'trian'; did you mean train?\n"
     assert kmidi(["--verbose"]) == 2
-    assert "there are hello, prepare, train, generate, evaluate." in capsys.readouterr().err
+    assert (
+        "there are hello, prepare, train, generate, picture, evaluate." in capsys.readouterr().err
+    )
 
 
 def test_dispatch_hands_over_arguments_status_and_name(

@@ -15,15 +15,15 @@ import kmidi_mlx
 PACKAGE = Path(kmidi_mlx.__file__).parent
 FRAMEWORK_FLOORS = ("models", "generation", "training", "evaluation")
 COMMANDS = (
-    "train", "generate", "evaluate", "evaluate_kinds", "prepare", "prepare_kinds", "hello",
-    "__main__",
+    "train", "generate", "picture", "evaluate", "evaluate_kinds", "prepare", "prepare_kinds",
+    "hello", "__main__",
 )  # fmt: skip
 
 # the floor of every room, as in docs/architecture.md
 FLOORS = {
     **dict.fromkeys(
-        ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion", "atomic",
-         "command", "console", "blas"), 0,
+        ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion",
+         "emotion_flags", "atomic", "command", "console", "blas"), 0,
     ),
     **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint"), 1),
     "data": 2,

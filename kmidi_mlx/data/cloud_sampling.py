@@ -45,6 +45,7 @@ from kmidi_mlx.spectocloud import (
 __all__ = [
     "MEL_COLUMNS",
     "SAMPLING_VERSION",
+    "TAIL_SECONDS",
     "Pairs",
     "Sampled",
     "SamplingOptions",
@@ -59,13 +60,14 @@ __all__ = [
 #: Raise it when the same file would now become other samples: then everything is made again.
 SAMPLING_VERSION = 1
 
+#: A piece goes on this long after its last note.
+TAIL_SECONDS = 1.0
 #: Mel columns that hold the windows of both frames of a pair, which are at most 2 columns apart.
 MEL_COLUMNS = WINDOW_FRAMES + 2
 _MEL_STEPS = 255.0
 _HOP, _RATE = 512, 44_100
 _MARGIN_COLUMNS = 4  # half a transform is two
 _SHORTEST_SECONDS = 3.0
-_TAIL_SECONDS = 1.0
 # -60 dB: what is quieter all along is a recording of nothing.
 _SILENCE = 1e-3
 
@@ -266,7 +268,7 @@ def _read(task: Task, note: dict[str, Any]) -> _Music:
         if samples is None and not len(notes):
             raise KmidiError("no notes")
     if samples is None:
-        seconds = notes.duration_seconds + _TAIL_SECONDS if notes is not None else 0.0
+        seconds = notes.duration_seconds + TAIL_SECONDS if notes is not None else 0.0
     else:
         seconds = len(samples) / _RATE
     if seconds < _SHORTEST_SECONDS:

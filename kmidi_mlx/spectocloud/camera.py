@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ASPECT", "Camera", "orbit"]
+__all__ = ["ASPECT", "Camera", "orbit", "stage_height"]
 
 #: Time is drawn this much longer than pitch is high.
 ASPECT = 1.75
@@ -54,8 +54,16 @@ class Camera:
         up = np.cos(pitch) * y - np.sin(pitch) * forward
         forward = np.sin(pitch) * y + np.cos(pitch) * forward
         near = self.distance / np.maximum(self.distance - forward, 0.1)
-        unit = 0.5 * height * self.zoom / self.distance
+        unit = 0.5 * stage_height(width, height) * self.zoom / self.distance
         return 0.5 * width + unit * right * near, 0.5 * height - unit * up * near, near
+
+
+def stage_height(width: int, height: int) -> float:
+    """Return the height in pixels of the 16:9 stage in a picture: all of it unless it is narrower.
+
+    What is drawn is as large as the stage, so that a square picture shows the whole cloud too.
+    """
+    return min(float(height), width * 9.0 / 16.0)
 
 
 def orbit(seconds: float) -> Camera:

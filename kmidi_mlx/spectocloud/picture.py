@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from kmidi_mlx.atomic import atomic_write
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.spectocloud.axes import pitch_to_y
-from kmidi_mlx.spectocloud.camera import Camera
+from kmidi_mlx.spectocloud.camera import Camera, stage_height
 from kmidi_mlx.spectocloud.cloud import CHANNELS
 
 __all__ = ["SIZE", "check_cloud", "draw", "write_png"]
@@ -142,7 +142,9 @@ def _add_guides(light: _Floats, camera: Camera) -> None:
     x, y, near = camera.project(np.column_stack([x_place, y_place, z_place]), width, height)
     strength = strength * near**2
     # Each sample lights the four pixels around it; denser samples must not make brighter lines.
-    strength *= np.hypot(np.gradient(x), np.gradient(y)).clip(0.0, 3.0) * (height / 720.0)
+    strength *= np.hypot(np.gradient(x), np.gradient(y)).clip(0.0, 3.0) * (
+        stage_height(width, height) / 720.0
+    )
     column, row = np.floor(x - 0.5).astype(np.intp), np.floor(y - 0.5).astype(np.intp)
     inside = (column >= 0) & (column < width - 1) & (row >= 0) & (row < height - 1)
     column, row, strength = column[inside], row[inside], strength[inside]
@@ -174,13 +176,14 @@ def _add_points(light: _Floats, points: _Floats, camera: Camera) -> None:
     fill = float(np.clip(np.sqrt(1200.0 / len(points)), 0.7, 1.6))
     star = 0.62 + 1.0 * ((_GOLDEN * np.arange(len(points))) % 1.0) ** 3
     fade = (0.25 + 0.75 * depth) * alpha
-    radius = height * near * fill * star
+    stage = stage_height(width, height)
+    radius = stage * near * fill * star
     hot = np.minimum(1.0, glow)[:, None] ** 1.5
     core = np.maximum(radius * _POINT_RADIUS * (0.10 + 0.90 * size), 0.55)
     heart = colour + 0.6 * hot * (1.0 - colour)
     _splat(light, x, y, 0.45 * core, (2.6 * fade * (0.25 + glow))[:, None] * heart)
     _splat(light, x, y, core, (0.75 * fade * (0.35 + glow))[:, None] * colour)
-    halo = np.maximum(height * near * fill * _GLOW_RADIUS * (0.25 + 0.75 * size), 1.0)
+    halo = np.maximum(stage * near * fill * _GLOW_RADIUS * (0.25 + 0.75 * size), 1.0)
     _splat(light, x, y, halo, (0.075 * fade * glow)[:, None] * colour)
 
 

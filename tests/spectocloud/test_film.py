@@ -12,8 +12,15 @@ from PIL import Image
 from kmidi_mlx.emotion import from_label
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.notes import Notes
-from kmidi_mlx.spectocloud import Song
-from kmidi_mlx.spectocloud.film import draw_film, write_film
+from kmidi_mlx.spectocloud import Song, clouds_at
+from kmidi_mlx.spectocloud.film import (
+    check_film,
+    draw_film,
+    draw_moment,
+    most_pictures,
+    width_of_panels,
+    write_film,
+)
 
 SIZE = (64, 36)
 
@@ -28,6 +35,43 @@ def test_one_picture_for_each_tenth_of_a_second(pictures: list[np.ndarray]) -> N
     assert len(pictures) == 6
     assert {picture.shape for picture in pictures} == {(36, 64, 3)}
     assert any((a != b).any() for a, b in itertools.pairwise(pictures))
+
+
+def test_a_stretch_is_the_same_part_of_the_whole_film(chords: Callable[..., Notes]) -> None:
+    song = Song(notes=chords(48, 60, 64, seconds=2.0), emotion=from_label("tense"))
+    whole = list(draw_film(song, SIZE, 10, 50))
+    part = list(draw_film(song, SIZE, 10, 50, first=66, last=90))
+    assert len(part) == 4
+    for ours, theirs in zip(part, whole[11:15], strict=True):
+        assert np.abs(ours.astype(int) - theirs).max() <= 2
+    assert np.abs(part[0].astype(int) - whole[0]).max() > 20
+
+
+def test_panels_stand_side_by_side(chords: Callable[..., Notes]) -> None:
+    song = Song(notes=chords(48, 60, 64, seconds=1.0), emotion=from_label("calm"))
+    (state,) = clouds_at(song, [40], 50)
+    told = []
+
+    def panels(frame, its_state):  # type: ignore[no-untyped-def]
+        told.append((frame.progress, its_state.emotion))
+        return [its_state.cloud, its_state.cloud[:20]]
+
+    picture = draw_moment(song, 40, SIZE, 50, panels)
+    alone = draw_moment(song, 40, SIZE, 50)
+    assert told == [(song[40].progress, state.emotion)]
+    assert picture.shape == (36, width_of_panels(2, 64), 3)
+    assert (picture[:, :64] == alone).all()
+    assert (picture[:, 64:-64] == 0).all()
+    assert (picture[:, -64:] != alone).any()
+    assert width_of_panels(1, 64) == 64
+
+
+def test_what_pillow_holds_in_memory_is_limited() -> None:
+    gif, webp = (most_pictures(Path(f"film{suffix}"), (960, 540)) for suffix in (".gif", ".webp"))
+    assert gif is not None
+    assert webp is not None
+    assert gif == 4 * webp + 2 > 4000
+    assert most_pictures(Path("film.mp4"), (960, 540)) is None
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -63,10 +107,10 @@ def test_mp4_gets_the_raw_pictures_and_the_sound(
     pretend_ffmpeg(tools, code, monkeypatch)
     sound = tmp_path / "song.wav"
     sound.write_bytes(b"RIFF")
-    write_film(tmp_path / "film.mp4", pictures, 10, sound)
+    write_film(tmp_path / "film.mp4", pictures, 10, sound, 12.5)
     command, _, raw = (tmp_path / "film.mp4").read_bytes().partition(b"\n")
     assert raw == b"".join(picture.tobytes() for picture in pictures)
-    for part in (b"'64x36'", b"'-r', '10'", str(sound).encode(), b"yuv420p"):
+    for part in (b"'64x36'", b"'-r', '10'", str(sound).encode(), b"yuv420p", b"'-ss', '12.5"):
         assert part in command
 
 
@@ -89,6 +133,8 @@ def test_mp4_without_ffmpeg(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(KmidiError, match="ffmpeg"):
         write_film(tmp_path / "film.mp4", pictures, 10)
+    with pytest.raises(KmidiError, match="ffmpeg"):
+        check_film(tmp_path / "film.mp4")
 
 
 def test_wrong_films_are_refused(pictures: list[np.ndarray], tmp_path: Path) -> None:

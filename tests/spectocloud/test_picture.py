@@ -36,6 +36,21 @@ def drawn(*rows: tuple[float, ...], camera: Camera = FRONT) -> np.ndarray:
     return draw(cloud(*rows), camera, SIZE, guides=False).astype(float) - dark
 
 
+def test_a_tall_picture_shows_as_much_as_a_wide_one() -> None:
+    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    (x, y, _), tall = (Camera().project(corners, 320, height) for height in (180, 400))
+    assert (tall[0] == x).all()
+    assert tall[1] - 200 == pytest.approx(y - 90)
+    wide, _, _ = Camera().project(corners, 640, 180)
+    assert wide - 320 == pytest.approx(x - 160)
+    star = cloud(point(0.3, 0.4, 0.5))
+    bright, brighter = (
+        (draw(star, FRONT, (320, height), guides=False) > 128).sum() for height in (180, 400)
+    )
+    assert bright > 20
+    assert abs(int(brighter) - int(bright)) <= 0.1 * bright
+
+
 def test_a_point_is_seen_where_the_camera_projects_it() -> None:
     for x, y, z in ((0.0, 0.0, 0.0), (0.5, 0.4, 0.3), (-0.6, -0.5, -0.8)):
         for camera in (FRONT, Camera(20.0, 10.0)):
