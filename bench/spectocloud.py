@@ -7,6 +7,8 @@ mel      the streaming spectrogram, fed the samples of 1/60 s at a time.
 graph    launching primitives and floating-point operations of one compiled frame.
 frame    one frame at batch 1, beside transformers' Swin of the same stages in eager PyTorch and in
          ONNX Runtime (extra `peers`). They take turns, with OPENBLAS_NUM_THREADS threads each.
+detail   how far a trained network (`--checkpoint`) is from the engine at every level of detail, on
+         moments of `--songs`, and its time of one frame.
 """
 
 from __future__ import annotations
@@ -16,20 +18,31 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
+import kmidi_mlx
 from bench import kernels
 from bench.report import Row, add_arguments, publish, spread
 from bench.swin_peers import missing_packages, swin_peers
 from kmidi_mlx.audio import MelStream
 from kmidi_mlx.command import CommandParser, run
 from kmidi_mlx.config import SpectocloudVitConfig
+from kmidi_mlx.data.song_file import read_song_file
+from kmidi_mlx.emotion import from_label
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.evaluation.cloud_rungs import Network
+from kmidi_mlx.models.loading import load_spectocloud
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
-from kmidi_mlx.spectocloud import DEFAULT_POINTS, FRAMES_PER_SECOND
+from kmidi_mlx.spectocloud import (
+    DEFAULT_POINTS,
+    FRAMES_PER_SECOND,
+    LEVELS_OF_DETAIL,
+    clouds_at,
+)
 from kmidi_mlx.training.cloud_losses import chamfer
 
 Loss = Callable[[mx.array, mx.array], mx.array]
@@ -47,8 +60,12 @@ COLUMNS = (
     "kernels",
     "mflop",
     "weights",
+    "chamfer_1000",
+    "identity_1000",
 )
 _SAMPLE_RATE = 44_100
+_MOMENTS = 6
+PIECES = Path(kmidi_mlx.__file__).parent / "assets" / "pop909"
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +73,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.repeats < 1:
         raise KmidiError(f"--repeats {args.repeats}: give 1 or more.")
-    chosen = args.only or list(SECTIONS)
+    chosen = args.only or [name for name in SECTIONS if name != "detail" or args.checkpoint]
     if not args.only and (missing := missing_packages()):
         chosen.remove("frame")
         print(f"Section frame is left out: it needs {', '.join(missing)} (extra `peers`).")
@@ -76,6 +93,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repeats", type=int, default=15, metavar="N", help="times each case is run (default: 15)"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="trained network, for section detail"
+    )
+    parser.add_argument(
+        "--songs",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        default=sorted(PIECES.glob("*.mid")),
+        help="MIDI or sound files, for section detail (default: the pieces that kmidi ships)",
     )
     add_arguments(parser)
     return parser
@@ -206,6 +234,40 @@ def frame_section(args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def detail_section(args: argparse.Namespace) -> list[Row]:
+    """Distance of engine and network at every level of detail."""
+    if args.checkpoint is None:
+        raise KmidiError("Section detail measures a trained network: give --checkpoint DIR.")
+    model = load_spectocloud(args.checkpoint).model
+    emotion = from_label("happy")
+    songs = []
+    for path in args.songs:
+        file = read_song_file(path)
+        song = file.song(file.sound(), emotion)
+        shares = np.linspace(0.1, 0.9, _MOMENTS)
+        songs.append((song, sorted({int(share * len(song)) for share in shares})))
+    rows: list[Row] = []
+    for points in LEVELS_OF_DETAIL:
+        network = Network(model, points)
+        distances, misses, times = [], [], []
+        for song, moments in songs:
+            states = clouds_at(song, moments, points)
+            for moment, state in zip(moments, states, strict=True):
+                frame, felt = song[moment], np.array([state.emotion], np.float32)
+                started = time.perf_counter()
+                (drawn,) = network.clouds(frame.window[None], frame.features[None], felt)
+                times.append(1e3 * (time.perf_counter() - started))
+                apart = mx.mean(
+                    chamfer(mx.array(drawn[None, :, :3]), mx.array(state.cloud[None, :, :3]))
+                )
+                distances.append(1e3 * apart.item())
+                misses.append(1e3 * float(np.square(drawn - state.cloud)[:, :3].sum(1).mean()))
+        row: Row = {"case": f"{len(songs)} songs", "batch": 1, "points": points}
+        row |= spread("ms", times[1:]) | spread("chamfer_1000", distances)
+        rows.append(row | spread("identity_1000", misses))
+    return rows
+
+
 def _frame(
     config: SpectocloudVitConfig,
 ) -> tuple[Callable[[], mx.array], Callable[[], mx.array], int]:
@@ -240,6 +302,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], Sequence[Row]]] = {
     "mel": mel_section,
     "graph": graph_section,
     "frame": frame_section,
+    "detail": detail_section,
 }
 
 
