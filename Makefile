@@ -1,4 +1,4 @@
-# make run   environment, install, and the main job: train a minute on real music, write out/hello.mid
+# make run   environment, install, and the main job: train a minute on real music, write out/hello.mid and .png
 # make test  environment, install, all tests
 # PYTHON chooses the interpreter (3.11 to 3.13), VENV where the environment goes.
 PYTHON ?= python3

@@ -1,7 +1,7 @@
 """`python -m kmidi_mlx.hello`: the whole way once, small: real MIDI in, a trained model, music out.
 
 It prepares the twelve pieces that come with kmidi, trains a small model for about a minute, and
-writes a piece. Run again, it uses what is there already.
+writes a piece and a picture of it. Run again, it uses what is there already.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
 from kmidi_mlx import checkpoint
@@ -18,6 +19,7 @@ from kmidi_mlx.command import INTERRUPTED, CommandParser, Interruption, interrup
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.emotion import from_label
+from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import decode, first_violation
 from kmidi_mlx.music.midi_file import write_midi
 from kmidi_mlx.music.pianoroll import text_roll
@@ -35,13 +37,14 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if fast_blas_missing():
         print(f"hint: `{INSTALL_HINT}` makes this about ten times faster here", file=sys.stderr)
-    work, piece = args.out / "hello", args.out / "hello.mid"
+    work, piece, picture = args.out / "hello", args.out / "hello.mid", args.out / "hello.png"
     with interruptible() as interruption:
         lines = _train(work, interruption)
         if interruption.requested:
             print("interrupted; the same command goes on from here", file=sys.stderr)
             return INTERRUPTED
-    print("\n".join([*lines, *_write(work / "model", piece), *_next(work, piece)]))
+    lines += [*_write(work / "model", piece), *_draw(piece, picture), *_next(work, piece)]
+    print("\n".join(lines))
     return 0
 
 
@@ -92,6 +95,25 @@ def _write(model: Path, piece: Path) -> list[str]:
     ]
 
 
+def _draw(piece: Path, picture: Path) -> list[str]:
+    if not find_spec("PIL"):
+        return []
+    from kmidi_mlx.data.song_file import read_song_file
+    from kmidi_mlx.spectocloud import FRAMES_PER_SECOND
+    from kmidi_mlx.spectocloud.film import draw_moment
+    from kmidi_mlx.spectocloud.picture import write_png
+
+    try:
+        file = read_song_file(piece)
+    except KmidiError:
+        return []  # a model of a minute may write silence
+    song = file.song(file.sound(), from_label(EMOTION))
+    moment = 0.6 * SECONDS
+    index = min(round(moment * FRAMES_PER_SECOND), len(song) - 1)
+    write_png(picture, draw_moment(song, index))
+    return [f"drew      its cloud after {index / FRAMES_PER_SECOND:.0f} s: {picture}", ""]
+
+
 def _next(work: Path, piece: Path) -> list[str]:
     kmidi = _how_to_call()
     # half precision, which the overlay for Macs asks for, is slow on a CPU
@@ -101,6 +123,8 @@ def _next(work: Path, piece: Path) -> list[str]:
         f"  listen           open {piece}",
         f"  write another    {kmidi} generate --checkpoint {work / 'model'} --seed 2 "
         f"--out {piece.parent / 'second.mid'}",
+        f"  see it move      {kmidi} picture {piece} --seconds 8 "
+        f"--out {piece.with_suffix('.webp')}",
         f"  your own music   {kmidi} prepare midi FOLDER --out data/midi",
         f"  a real model     {kmidi} train --config configs/midi_generator.yaml "
         f"--config configs/m4_16gb.yaml --data data/midi{precision}",

@@ -24,6 +24,6 @@ def test_hello_writes_music_and_a_second_run_repeats_it(tmp_path: Path) -> None:
     notes = read_midi(tmp_path / "hello.mid")
     assert len(notes) > 20
     assert first_violation(encode(notes)) is None
-    written = (tmp_path / "hello.mid").read_bytes()
+    written = [(tmp_path / name).read_bytes() for name in ("hello.mid", "hello.png")]
     _hello(tmp_path)
-    assert (tmp_path / "hello.mid").read_bytes() == written
+    assert [(tmp_path / name).read_bytes() for name in ("hello.mid", "hello.png")] == written
