@@ -2,7 +2,8 @@
 
 Every recording with numbers is held out once, together with all that share its value of
 `--leave-out` (with `--folds N`, several values at a time), and a network is trained on the others
-for a fixed number of steps: nothing is chosen by what is held out. Beside it, with the same folds:
+for a fixed number of steps: nothing is chosen by what is held out. Recordings without labels are
+always trained on and never held out. Beside it, with the same folds:
 
     mel statistics     ridge regression on mean, deviation and movement of every mel band; its
                        strength is chosen within the training folds
@@ -34,7 +35,7 @@ from kmidi_mlx.command import CommandParser, add_config_arguments, run
 from kmidi_mlx.config import EmotionRecognizerConfig
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.console import Progress
-from kmidi_mlx.data.audio_emotion import Recordings, cache_folder, mel_settings, spectrograms
+from kmidi_mlx.data.audio_emotion import Recordings, cache_folder, hearing_of, spectrograms
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.evaluation.emotion_measures import (
     ClipEstimates,
@@ -101,7 +102,11 @@ def main(argv: list[str]) -> int:
         notes_row(recordings, fold),
         score("training mean", recordings, fold, lambda: means(recordings, fold)),
     ]
-    rows[0] |= {"steps": args.steps, "parameters": parameters_of(config, recordings)}
+    rows[0] |= {
+        "steps": args.steps,
+        "parameters": parameters_of(config, recordings),
+        "unlabelled": int(recordings.unlabelled.sum()),
+    }
     for row in rows:
         row["leave_out"] = args.leave_out
     publish("emotion", rows, COLUMNS, args)
@@ -109,14 +114,19 @@ def main(argv: list[str]) -> int:
 
 
 def folds_of(recordings: Recordings, key: str, count: int) -> NDArray[np.int64]:
-    """Give every recording the number of the fold that holds it out, equal ones together."""
-    missing = [row.place for row in recordings.rows if row.values.get(key) is None]
-    if missing:
-        raise KmidiError(f"{missing[0]}: the key {key!r} is missing; name another --leave-out.")
-    values = [str(row.values[key]) for row in recordings.rows]
+    """Give every recording the number of the fold that holds it out, equal ones together.
+
+    Recordings without labels are never held out: -1.
+    """
+    rated = ~recordings.unlabelled
+    values = [row.values.get(key) if rated[i] else None for i, row in enumerate(recordings.rows)]
+    for row, value, needed in zip(recordings.rows, values, rated, strict=True):
+        if needed and value is None:
+            raise KmidiError(f"{row.place}: the key {key!r} is missing; name another --leave-out.")
     sizes: dict[str, int] = {}
     for value in values:
-        sizes[value] = sizes.get(value, 0) + 1
+        if value is not None:
+            sizes[str(value)] = sizes.get(str(value), 0) + 1
     count = min(count or len(sizes), len(sizes))
     if count < 2:
         raise KmidiError(f"all recordings have one {key!r}; there is nothing to leave out.")
@@ -124,7 +134,7 @@ def folds_of(recordings: Recordings, key: str, count: int) -> NDArray[np.int64]:
     for value in sorted(sizes, key=lambda value: (-sizes[value], value)):
         place[value] = int(load.argmin())
         load[place[value]] += sizes[value]
-    return np.array([place[value] for value in values])
+    return np.array([-1 if value is None else place[str(value)] for value in values])
 
 
 def originals(recordings: Recordings) -> NDArray[np.bool_]:
@@ -216,9 +226,12 @@ def mel_ridge(
     """Ridge regression of the numbers on statistics of the mel bands."""
     chosen = np.flatnonzero(originals(recordings))
     sounds = spectrograms(
-        recordings, chosen.tolist(), mel_settings(config), cache_folder(config), workers=1
+        recordings, chosen.tolist(), hearing_of(config), cache_folder(config), workers=1
     )
-    features = np.stack([_statistics(np.asarray(sound[0], np.float64)) for sound in sounds])
+    bands = config.model.n_mels
+    features = np.stack(
+        [_statistics(np.asarray(sound[0][:, :bands], np.float64)) for sound in sounds]
+    )
     truth = recordings.numbers[chosen].astype(np.float64)
     fold = fold[chosen]
     estimate = np.zeros_like(truth)
@@ -291,8 +304,8 @@ def parameters_of(config: EmotionRecognizerConfig, recordings: Recordings) -> in
 
 
 def _resolved(config: EmotionRecognizerConfig, recordings: Recordings) -> EmotionRecognizerConfig:
-    cues = recordings.cues.shape[1]
-    return replace(config, model=replace(config.model, labels=recordings.labels, num_cues=cues))
+    model = replace(config.model, labels=recordings.labels, num_cues=recordings.num_cues)
+    return replace(config, model=model)
 
 
 def streaming(config: EmotionRecognizerConfig, recordings: Recordings) -> Row:

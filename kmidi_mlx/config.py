@@ -236,6 +236,7 @@ class EmotionRecognizerModelConfig(Section):
     """Sizes of EmotionRecognizer (section `model`)."""
 
     n_mels: int = option(128, "mel bands of the spectrogram", low=8, high=512)
+    semitones: bool = option(True, "hear semitones beside the mel bands, and so major and minor")
     patch_frames: int = option(4, "spectrogram frames in one step of the network", low=1, high=16)
     dim: int = option(96, "width of the network", low=8, high=1024)
     num_layers: int = option(3, "number of blocks; block k looks 2^k times as far", low=1, high=8)
@@ -268,6 +269,12 @@ class AudioEmotionDataConfig(Section):
     sample_rate: int = option(16_000, "samples a second", low=8_000, high=48_000)
     n_fft: int = option(1024, "samples in a frame", low=64, high=8192)
     hop_length: int = option(256, "samples from frame to frame", low=16, high=8192)
+    semitone_n_fft: int = option(
+        8192, "samples in a frame of the semitones, n_fft or more", low=64, high=65_536
+    )
+    labelled_share: float = option(
+        0.75, "share of a batch with labels, where some recordings have none", low=0.0, high=1.0
+    )
     clip_seconds: float = option(8.0, "length of a training clip", low=0.5, high=60.0)
     augment: bool = option(False, "stretch, shift, tilt, louder and softer, masks")
     augment_variants: int = option(
@@ -284,6 +291,10 @@ class AudioEmotionDataConfig(Section):
         super().__post_init__()
         if self.n_fft % 2 or self.hop_length > self.n_fft:
             raise ConfigError("n_fft", f"{self.n_fft} has to be even and at least hop_length")
+        if self.semitone_n_fft % 2 or self.semitone_n_fft < self.n_fft:
+            raise ConfigError(
+                "semitone_n_fft", f"{self.semitone_n_fft} has to be even and at least n_fft"
+            )
 
 
 @dataclass(frozen=True)

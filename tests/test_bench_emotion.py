@@ -65,6 +65,27 @@ def test_only_music_as_written_is_held_out_and_its_variants_are_on_no_side(
     np.testing.assert_array_equal(heard, variant == 0)
 
 
+def test_recordings_without_labels_are_in_no_fold_and_never_held_out(
+    recordings: Recordings, tmp_path: Path
+) -> None:
+    (tmp_path / "u.wav").write_bytes(b"u")
+    with (tmp_path / "m.jsonl").open("a") as file:
+        file.write(json.dumps({"path": "u.wav", "cues": [1.0], "franchise": "c"}) + "\n")
+        file.write(json.dumps({"path": "u.wav", "cues": [1.0]}) + "\n")
+    more = read_recordings(tmp_path / "m.jsonl")
+    fold = emotion.folds_of(more, "franchise", 3)
+    np.testing.assert_array_equal(fold[:24], emotion.folds_of(recordings, "franchise", 3))
+    assert fold[24:].tolist() == [-1, -1]
+    for held_out in range(3):
+        side = more.with_split(emotion.sides(more, fold, held_out))
+        assert {24, 25} <= set(side.on_side("train").tolist())
+        assert not {24, 25} & set(side.on_side("val").tolist())
+    found = emotion.means(more, fold)
+    expected = emotion.means(recordings, fold[:24])
+    np.testing.assert_array_equal(found.recording, expected.recording)
+    np.testing.assert_allclose(found.numbers, expected.numbers)
+
+
 def test_the_mean_of_the_others_explains_nothing(recordings: Recordings) -> None:
     fold = emotion.folds_of(recordings, "franchise", 3)
     found = per_recording(emotion.means(recordings, fold))

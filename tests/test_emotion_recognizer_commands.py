@@ -110,3 +110,33 @@ def test_prepare_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[
     report = json.loads(capsys.readouterr().out)
     assert (report["rendered"], report["reused"]) == (0, 4)
     assert report["out"] == str(tmp_path)
+    bare = tmp_path / "synthetic" / "bare.jsonl"
+    lines = (tmp_path / "synthetic" / "manifest.jsonl").read_text().splitlines()
+    row = {"path": json.loads(lines[0])["path"], "song": "bare", "split": "val"}
+    bare.write_text(json.dumps(row) + "\n")
+    more = [*flags, str(bare), "--with-unlabelled", "--out", str(tmp_path / "more")]
+    assert prepare.main(more) == 0
+    shown = capsys.readouterr().out
+    assert "train  3 recordings of 3 songs" in shown
+    assert "without label: 1 recording, all in train" in shown
+    assert "rejected" not in shown
+
+
+def test_only_what_has_an_emotion_is_evaluated(
+    run: Path, tone_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.loads(line) for line in tone_manifest.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["path"] = str(tone_manifest.parent / line["path"])
+        if number < 3:
+            for key in ("label", "valence", "arousal", "intensity", "split"):
+                line.pop(key, None)
+            line["cues"] = [1.0]
+        else:
+            line["split"] = "train"
+    file = tmp_path / "manifest.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--model", "emotion_recognizer", "--checkpoint", str(run), "--json"]
+    assert evaluate.main([*flags, "--audio-manifest", str(file), "--split", "train"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["recordings"], result["labels"]["count"]) == (5, 5)

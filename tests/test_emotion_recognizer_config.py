@@ -44,6 +44,8 @@ def test_labels_survive_files_and_checkpoints(tmp_path: Path, labels: str) -> No
         ("data.n_fft=1001", "has to be even"),
         ("data.hop_length=2048", "at least hop_length"),
         ("data.hop_length=8192", "n_fft"),
+        ("data.semitone_n_fft=512", "semitone_n_fft: .*at least n_fft"),
+        ("data.semitone_n_fft=8191", "semitone_n_fft: .*has to be even"),
     ],
 )
 def test_impossible_values_name_the_option(override: str, problem: str) -> None:

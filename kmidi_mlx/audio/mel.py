@@ -77,6 +77,10 @@ class MelSettings:
         """Time in seconds from one frame to the next."""
         return self.hop_length / self.sample_rate
 
+    def weights(self) -> NDArray[np.float32]:
+        """Return what turns a power spectrum into bands, float32 (bands, n_fft // 2 + 1)."""
+        return mel_bands(self)
+
 
 @lru_cache(maxsize=8)
 def mel_bands(settings: MelSettings) -> NDArray[np.float32]:
@@ -248,7 +252,7 @@ def expand(compressed: NDArray[np.float32]) -> NDArray[np.float32]:
 def _mel_of(frames: NDArray[np.float32], settings: MelSettings) -> NDArray[np.float32]:
     spectrum = fft.rfft(frames * _window(settings.n_fft), axis=-1)
     power = np.square(spectrum.real) + np.square(spectrum.imag)
-    product: NDArray[np.float32] = power @ mel_bands(settings).T
+    product: NDArray[np.float32] = power @ settings.weights().T
     return product
 
 

@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from kmidi_mlx.atomic import atomic_write, remove_leftovers
 from kmidi_mlx.audio.augment import pitch_shift, tilt, time_stretch
 from kmidi_mlx.audio.files import read_audio
-from kmidi_mlx.audio.mel import CEILING_DB, FLOOR_DB, MelSettings, compress, mel_spectrogram
+from kmidi_mlx.audio.hearing import Hearing, SemitoneSettings, hear
+from kmidi_mlx.audio.mel import CEILING_DB, FLOOR_DB, MelSettings
 from kmidi_mlx.config import EmotionRecognizerConfig
+from kmidi_mlx.data.cue_tracks import CueTrack, read_cues, standardise
 from kmidi_mlx.data.grouping import assign_splits, connect
 from kmidi_mlx.data.manifest import SPLITS, ManifestRow, read_manifest
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
@@ -34,21 +36,20 @@ __all__ = [
     "Recordings",
     "Spectrogram",
     "cache_folder",
-    "mel_settings",
+    "hearing_of",
     "read_recordings",
     "spectrograms",
 ]
 
 #: What the columns of `Recordings.numbers` are.
 NUMBERS = ("valence", "arousal", "intensity")
-#: Frames of a recording, float16 (frames, n_mels), compressed mel; kept on the disk.
+#: Frames of a recording, float16 (frames, bands) as `hear` gives them; kept on the disk.
 Spectrogram = NDArray[np.float16]
 
 _CACHE = "mel-cache"
 # Change it when the numbers in the cache change.
 _CACHE_VERSION = 1
 _CHUNK = 2
-_SMALLEST_SPREAD = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,8 @@ class Recordings:
         numbers: float32 (n, 3), see `NUMBERS`; 0 where nothing is known.
         known: float32 (n, 3), 1 where a number is known, else 0.
         label: int32 (n,), index into `labels`; -1: none given.
-        cues: float32 (n, cues), musical cues such as density and loudness, in any scale; NaN where
-            they are not known. No columns where no line has any.
+        cues: musical cues such as density and loudness, in any scale; None where they are not
+            known.
         song: int32 (n,), equal for recordings that must stay on one side.
         split: uint8 (n,), index into `kmidi_mlx.data.manifest.SPLITS`.
     """
@@ -74,7 +75,7 @@ class Recordings:
     numbers: NDArray[np.float32]
     known: NDArray[np.float32]
     label: NDArray[np.int32]
-    cues: NDArray[np.float32]
+    cues: list[CueTrack | None]
     song: NDArray[np.int32]
     split: NDArray[np.uint8]
 
@@ -82,51 +83,64 @@ class Recordings:
         """Return the number of recordings."""
         return len(self.rows)
 
+    @property
+    def num_cues(self) -> int:
+        """How many cues a recording has, where it has some; 0: none has."""
+        return next((track.values.shape[1] for track in self.cues if track is not None), 0)
+
+    @property
+    def unlabelled(self) -> NDArray[np.bool_]:
+        """(n,), which recordings have neither numbers nor a label, only cues."""
+        nothing: NDArray[np.bool_] = (self.known.max(axis=1) == 0) & (self.label < 0)
+        return nothing
+
     def on_side(self, split: str) -> NDArray[np.int64]:
         """Return the numbers of the recordings on a side."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def standardised_cues(self) -> Recordings:
         """Return the same recordings with cues of mean 0 and variance 1 on the train side."""
-        train = self.cues[self.on_side("train")]
-        known = train[~np.isnan(train).any(axis=1)]
-        if not len(known):
-            return self
-        spread = known.std(axis=0)
-        spread[spread < _SMALLEST_SPREAD] = 1.0
-        return replace(self, cues=(self.cues - known.mean(axis=0)) / spread)
+        return replace(self, cues=standardise(self.cues, self.on_side("train").tolist()))
 
     def with_split(self, split: NDArray[np.uint8]) -> Recordings:
         """Return the same recordings with other sides, (n,) indices into `SPLITS`."""
         return replace(self, split=split)
 
 
-def mel_settings(config: EmotionRecognizerConfig) -> MelSettings:
-    """Return the spectrogram that a run's recogniser hears."""
+def hearing_of(config: EmotionRecognizerConfig) -> Hearing:
+    """Return the shape of what a run's recogniser hears."""
     data = config.data
-    return MelSettings(data.sample_rate, data.n_fft, data.hop_length, config.model.n_mels)
+    return Hearing(
+        MelSettings(data.sample_rate, data.n_fft, data.hop_length, config.model.n_mels),
+        SemitoneSettings(data.sample_rate, data.semitone_n_fft, data.hop_length)
+        if config.model.semitones
+        else None,
+    )
 
 
 def read_recordings(
     manifest: Path, labels: Sequence[str] = (), *, val_share: float = 0.1, seed: int = 0
 ) -> Recordings:
-    """Read a manifest of recordings with labels or numbers.
+    """Read a manifest of recordings with labels or numbers, or with cues alone.
 
-    Cues (`cues`, a list of numbers, as many in every line that has it) are what the network may
-    learn to hear beside emotion. Valence and arousal that are not given follow from the label
+    Cues (see `cue_tracks.read_cues`) are what the network may learn to hear beside emotion.
+    Valence and arousal that are not given follow from the label
     (`emotion.from_label`); intensity that is not given is their distance from neutral. A label does
     not follow from numbers. Lines without a split are put on a side by song; the song is `song`, or
-    else the file's name without its ending, and equal files are one song.
+    else the file's name without its ending, and equal files are one song. Lines with cues alone are
+    on the train side.
 
     Args:
-        manifest: JSON lines with `path` and `label`, or `valence` and `arousal`, or both.
+        manifest: JSON lines with `path` and `label`, or `valence` and `arousal`, or both, or
+            `cues`.
         labels: what labels there may be; empty: those of the manifest, in rising order.
         val_share: share of the songs without a split that go to `val`, 0 to 1.
         seed: of that draw.
 
     Raises:
         KmidiError: naming file and line: what `read_manifest` raises, an unknown label, a recording
-            that is not there, nothing at all said about its emotion; or no lines.
+            that is not there, nothing at all said about its emotion and no cues, cues alone in a
+            song of another side; or no lines.
     """
     rows = read_manifest(manifest, required=("path",))
     if not rows:
@@ -150,24 +164,35 @@ def read_recordings(
     ]
     groups = [_text(row.values.get("group")) for row in rows]
     song = connect([names, digests, groups])
+    label_ids = np.array([-1 if x is None else labels.index(x) for x in given], np.int32)
     declared = [row.values.get("split") for row in rows]
+    unlabelled = np.flatnonzero((known.max(axis=1) == 0) & (label_ids < 0))
+    for index in unlabelled:
+        declared[index] = declared[index] or "train"
+    split = assign_splits(song, declared, names, seed=seed, val_share=val_share)
+    for index in unlabelled:
+        if split[index] != SPLITS.index("train"):
+            raise KmidiError(
+                f"{rows[index].place}: nothing is said about the emotion, so it can only train, "
+                f"but the song is in {SPLITS[split[index]]!r}; leave the line out."
+            )
     return Recordings(
         rows=rows,
         digests=digests,
         labels=tuple(labels),
         numbers=numbers,
         known=known,
-        cues=_cues_of(rows),
-        label=np.array([-1 if x is None else labels.index(x) for x in given], np.int32),
+        cues=read_cues(rows),
+        label=label_ids,
         song=song,
-        split=assign_splits(song, declared, names, seed=seed, val_share=val_share),
+        split=split,
     )
 
 
 def spectrograms(
     recordings: Recordings,
     chosen: Sequence[int],
-    settings: MelSettings,
+    hearing: Hearing,
     folder: Path,
     *,
     variants: int = 0,
@@ -181,7 +206,7 @@ def spectrograms(
     Args:
         recordings: where the files are.
         chosen: k numbers of recordings.
-        settings: shape of the spectrograms.
+        hearing: shape of the spectrograms.
         folder: the folder of the cache; made if it is not there.
         variants: changed copies of each, stretched by 0.9-1.1, shifted by up to 3 semitones and
             tilted by up to 3 dB an octave.
@@ -207,7 +232,7 @@ def spectrograms(
     remove_leftovers(folder)
     targets = {
         number: [
-            folder / f"{recordings.digests[number]}-{_recipe(settings, seed, variant)}.npy"
+            folder / f"{recordings.digests[number]}-{_recipe(hearing, seed, variant)}.npy"
             for variant in range(variants + 1)
         ]
         for number in chosen
@@ -222,7 +247,7 @@ def spectrograms(
     jobs = [(str(recordings.rows[n].file("path")), targets[n]) for n in todo.values()]
     places = dict(zip((path for path, _ in jobs), todo.values(), strict=True))
     for done in map_chunks(
-        partial(_make, settings, seed),
+        partial(_make, hearing, seed),
         jobs,
         workers=min(workers or os.cpu_count() or 1, max(1, -(-len(jobs) // _CHUNK))),
         chunk_size=_CHUNK,
@@ -264,31 +289,12 @@ def _numbers_of(row: ManifestRow, label: str | None) -> tuple[list[float], list[
     if values.get("intensity") is None and valence is not None and arousal is not None:
         values["intensity"] = Emotion.of(valence, arousal).intensity
     found = [values.get(name) for name in NUMBERS]
-    if all(number is None for number in found):
+    if all(number is None for number in found) and row.values.get("cues") is None:
         raise KmidiError(
-            f"{row.place}: nothing is said about the emotion; give a label, or valence and arousal."
+            f"{row.place}: nothing is said about the emotion; give a label, or valence and "
+            "arousal, or at least cues."
         )
     return [number or 0.0 for number in found], [float(number is not None) for number in found]
-
-
-def _cues_of(rows: list[ManifestRow]) -> NDArray[np.float32]:
-    found = [row.values.get("cues") for row in rows]
-    length = next((len(cues) for cues in found if isinstance(cues, list)), 0)
-    result = np.full((len(rows), length), np.nan, np.float32)
-    for index, (row, cues) in enumerate(zip(rows, found, strict=True)):
-        if cues is None:
-            continue
-        numbers = isinstance(cues, list) and all(
-            isinstance(cue, int | float) and not isinstance(cue, bool) and np.isfinite(cue)
-            for cue in cues
-        )
-        if not numbers or len(cues) != length:
-            raise KmidiError(
-                f"{row.place}: 'cues' has to be a list of numbers, {length} as in the first line "
-                "that has some."
-            )
-        result[index] = cues
-    return result
 
 
 def _content_digest(row: ManifestRow) -> str:
@@ -303,7 +309,8 @@ def _content_digest(row: ManifestRow) -> str:
     return digest.hexdigest()
 
 
-def _recipe(settings: MelSettings, seed: int, variant: int) -> str:
+def _recipe(hearing: Hearing, seed: int, variant: int) -> str:
+    settings = hearing.mel
     recipe = [
         _CACHE_VERSION,
         settings.sample_rate,
@@ -312,33 +319,35 @@ def _recipe(settings: MelSettings, seed: int, variant: int) -> str:
         settings.n_mels,
         FLOOR_DB,
         CEILING_DB,
+        *(("semitones", hearing.semitones.n_fft) if hearing.semitones else ()),
         *((seed, variant) if variant else ()),
     ]
     return hashlib.blake2b(json.dumps(recipe).encode(), digest_size=6).hexdigest()
 
 
-def _make(settings: MelSettings, seed: int, jobs: list[tuple[str, list[Path]]]) -> list[str | None]:
+def _make(hearing: Hearing, seed: int, jobs: list[tuple[str, list[Path]]]) -> list[str | None]:
     problems: list[str | None] = []
     for path, targets in jobs:
         try:
-            _make_one(settings, seed, Path(path), targets)
+            _make_one(hearing, seed, Path(path), targets)
             problems.append(None)
         except KmidiError as error:
             problems.append(str(error))
     return problems
 
 
-def _make_one(settings: MelSettings, seed: int, path: Path, targets: list[Path]) -> None:
-    samples = read_audio(path, settings.sample_rate)
+def _make_one(hearing: Hearing, seed: int, path: Path, targets: list[Path]) -> None:
+    sample_rate = hearing.mel.sample_rate
+    samples = read_audio(path, sample_rate)
     digest = int(targets[0].name.partition("-")[0], 16)
     for variant, target in enumerate(targets):
         if _opened(target) is not None:
             continue
         rng = np.random.default_rng((seed, variant, digest))
-        changed = _changed(samples, rng, settings.sample_rate) if variant else samples
-        mel = compress(mel_spectrogram(changed, settings)).T.astype(np.float16)
+        changed = _changed(samples, rng, sample_rate) if variant else samples
+        frames = hear(changed, hearing).astype(np.float16)
         with atomic_write(target) as temporary:
-            np.save(temporary, mel)
+            np.save(temporary, frames)
 
 
 def _changed(

@@ -33,7 +33,7 @@ from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.augment import scale_velocity, slice_notes, time_stretch, transpose
 from kmidi_mlx.music.midi_file import read_midi
-from kmidi_mlx.music.mood import CELL_SECONDS, cell_statistics, mood_features, window_sums
+from kmidi_mlx.music.mood import cell_statistics, mood_features, window_sums
 from kmidi_mlx.music.notes import Notes
 
 __all__ = ["QUADRANT_LABELS", "RenderReport", "quadrant_label", "render_audio_emotion"]
@@ -50,13 +50,14 @@ _MANIFEST, _REJECTED, _AUDIO = "manifest.jsonl", "rejected.jsonl", "audio"
 # Change it when the sound of a rendering changes, so that older ones are made anew.
 _RECIPE_VERSION = 1
 _TAIL_SECONDS = 1.0
-_CUE_SECONDS = 20.0
+_CUE_WINDOW_SECONDS, _CUE_HOP_SECONDS = 8.0, 1.0
 _MOST_SEMITONES = 5
 _STRETCH, _VELOCITY_SCALE = 0.05, 0.15
 _FULL_SCALE_16_BIT = 32_767.0
 _CHUNK = 2
 # Keys of a MIDI manifest that speak of times or sizes of the file that was rendered.
 _KEYS_OF_THE_FILE = ("chords", "beats", "key_segments", "n_notes", "n_tokens", "duration_s")
+_KEYS_OF_THE_EMOTION = ("label", "valence", "arousal", "intensity")
 # Keys that are no longer true of a transposed variant.
 _KEYS_OF_THE_PITCH = ("key",)
 
@@ -77,6 +78,7 @@ class RenderReport:
         audio_seconds: length of what was rendered.
         splits: recordings and songs by side, if complete.
         labels: recordings by label, if complete.
+        unlabelled: recordings without numbers and label, if complete.
     """
 
     complete: bool
@@ -90,6 +92,7 @@ class RenderReport:
     audio_seconds: float
     splits: dict[str, tuple[int, int]] = field(default_factory=dict)
     labels: dict[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def render_audio_emotion(
     sample_rate: int = 16_000,
     seconds: float = 60.0,
     variants: int = 0,
+    with_unlabelled: bool = False,
     workers: int | None = None,
     seed: int = 0,
     on_start: Callable[[str, int], None] = lambda work, files: None,
@@ -146,12 +150,14 @@ def render_audio_emotion(
 
     A line of the manifest keeps the keys of its source (without those that speak of times in the
     MIDI file); `midi` is the source, `variant` counts from 0, the music as written. A source with
-    numbers but no label gets that of its quadrant (`quadrant_label`). `cues` are the means of
-    `kmidi_mlx.music.mood.MOOD_FEATURES` over the notes that are played, which help the network to
-    learn what to listen to.
+    numbers but no label gets that of its quadrant (`quadrant_label`). `cues` are
+    `kmidi_mlx.music.mood.MOOD_FEATURES` of the notes that are played, in windows of 8 s, which
+    teach the network what to listen to. Music without numbers and label teaches cues alone: it is
+    always on the train side, and where its song is also a labelled one of another side, it is
+    rejected.
 
     Args:
-        sources: MIDI manifests, and folders or MIDI files, which have no labels and are rejected.
+        sources: MIDI manifests, and folders or MIDI files, which have no labels.
         out: the folder to make or bring up to date.
         root: folder that relative paths in manifests start from; None for each manifest's own.
         synthetic: number of labelled practice pieces to write and render as well.
@@ -159,8 +165,9 @@ def render_audio_emotion(
         licence: licence of the music; kept with the lines of sources that name none.
         sample_rate: samples a second of the recordings, 8,000-192,000.
         seconds: the middle of a piece of this length is rendered, > 0; shorter ones whole.
-        variants: changed copies of every piece: moved by up to 5 semitones, 5 % faster or slower,
-            15 % louder or softer.
+        variants: changed copies of every labelled piece: moved by up to 5 semitones, 5 % faster or
+            slower, 15 % louder or softer.
+        with_unlabelled: render music without labels as well; else it is rejected.
         workers: processes; None for the number of cores.
         seed: of the changes.
         on_start: called when work begins with what it is, `compose` or `render`, and the number
@@ -204,13 +211,18 @@ def render_audio_emotion(
         remove_leftovers(out / _AUDIO)
         problems: dict[int, str] = {}
         wanted: list[_Job] = []
+        held_out = {
+            source.song
+            for source in listed
+            if _is_labelled(source) and source.split not in (None, "train")
+        }
         for number, source in enumerate(listed):
-            problem = _unlabelled(source)
+            problem = _unusable(source, with_unlabelled, held_out)
             digest = None if problem else _digest(Path(source.path))
             if digest is None:
                 problems[number] = problem or "cannot be read"
                 continue
-            for variant in range(variants + 1):
+            for variant in range(variants + 1 if _is_labelled(source) else 1):
                 change = _drawn(digest, seed, variant)
                 wanted.append(
                     _Job(
@@ -264,7 +276,8 @@ def render_audio_emotion(
             for split in SPLITS
             if sides[split]
         },
-        labels=dict(sorted(Counter(row["label"] for row in rows).items())),
+        labels=dict(sorted(Counter(row["label"] for row in rows if "label" in row).items())),
+        unlabelled=sum("label" not in row for row in rows),
     )
 
 
@@ -298,13 +311,21 @@ def _check_destination(out: Path, sources: Sequence[Path]) -> None:
             )
 
 
-def _unlabelled(source: Source) -> str | None:
+def _is_labelled(source: Source) -> bool:
     values = source.values
     if values.get("label") is not None:
+        return True
+    return values.get("valence") is not None and values.get("arousal") is not None
+
+
+def _unusable(source: Source, with_unlabelled: bool, held_out: set[str]) -> str | None:
+    if _is_labelled(source):
         return None
-    if values.get("valence") is not None and values.get("arousal") is not None:
-        return None
-    return "no emotion is given: a line of a manifest needs a label, or valence and arousal"
+    if not with_unlabelled:
+        return "no emotion is given: a line of a manifest needs a label, or valence and arousal"
+    if source.song in held_out:
+        return f"no emotion is given, and the song {source.song!r} is held out"
+    return None
 
 
 def _digest(path: Path) -> str | None:
@@ -361,10 +382,11 @@ def _played(job: _Job) -> tuple[Notes, float]:
     return _middle(notes, job.seconds)
 
 
-def _cues(job: _Job) -> list[float]:
-    cells = cell_statistics(_played(job)[0])
-    sums = window_sums(cells, int(_CUE_SECONDS / CELL_SECONDS), 1)
-    return [round(value, 4) for value in mood_features(sums).mean(axis=0).tolist()]
+def _cues(job: _Job) -> list[list[float]]:
+    cells = cell_statistics(_played(job)[0], _CUE_HOP_SECONDS)
+    sums = window_sums(cells, round(_CUE_WINDOW_SECONDS / _CUE_HOP_SECONDS), 1)
+    found: list[list[float]] = np.round(mood_features(sums), 4).tolist()
+    return found
 
 
 def _render_job(job: _Job) -> float:
@@ -431,9 +453,15 @@ def _row(out: Path, source: Source, job: _Job, licence: str | None) -> dict[str,
     values["song"] = source.song
     if licence is not None:
         values.setdefault("licence", licence)
-    if values.get("label") is None:
+    if not _is_labelled(source):
+        # one number alone is not used
+        for key in _KEYS_OF_THE_EMOTION:
+            values.pop(key, None)
+        values["split"] = "train"
+    elif values.get("label") is None:
         values["label"] = quadrant_label(values["valence"], values["arousal"])
     with soundfile.SoundFile(path) as file:
         length = file.frames / file.samplerate
     values["cues"] = _cues(job)
+    values["cue_window_s"], values["cue_hop_s"] = _CUE_WINDOW_SECONDS, _CUE_HOP_SECONDS
     return {**values, "midi": source.path, "variant": job.variant, "duration_s": round(length, 3)}

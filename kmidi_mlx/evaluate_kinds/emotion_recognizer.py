@@ -68,7 +68,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     manifest = Path(args.audio_manifest or config.data.manifest)
     config = replace(config, data=replace(config.data, manifest=str(manifest)))
     recordings = _recordings(manifest, config.model.labels, config.data.val_share, config.training)
-    batches = open_batches(config, recordings, args.split)
+    if args.split == "train":
+        # what has no emotion is not listened to
+        aside = np.where(recordings.unlabelled, SPLITS.index("val"), recordings.split)
+        recordings = recordings.with_split(aside.astype(np.uint8))
+    batches = open_batches(config, recordings, args.split, loaded.model.pooled_dim)
     with Progress(batches.steps_per_epoch(), "listen", "batches") as progress:
         clips = estimate_clips(loaded.model, batches, progress.advance)
     whole = per_recording(clips)

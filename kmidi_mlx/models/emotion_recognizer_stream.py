@@ -1,4 +1,4 @@
-"""Emotion of sound while it comes in: samples to mel frames to the recogniser, piece by piece."""
+"""Emotion of sound while it comes in: samples to frames to the recogniser, piece by piece."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx.audio.mel import MelStream, compress
+from kmidi_mlx.audio.hearing import HearingStream
 from kmidi_mlx.config import EmotionRecognizerConfig
-from kmidi_mlx.data.audio_emotion import mel_settings
+from kmidi_mlx.data.audio_emotion import hearing_of
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer, Estimate
 
@@ -46,12 +46,12 @@ class EmotionStream:
         self._model = model
         self._labels = config.model.labels
         self._temperature = temperature
-        self._mel = MelStream(mel_settings(config))
+        self._ear = HearingStream(hearing_of(config))
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, as if nothing had been heard yet."""
-        self._mel.reset()
+        self._ear.reset()
         self._state = self._model.start()
         self._reading: Reading | None = None
 
@@ -68,10 +68,9 @@ class EmotionStream:
         Raises:
             KmidiError: if `samples` is not one channel, or not all of it is a finite number.
         """
-        power = self._mel.push(samples)
-        if power.shape[1]:
-            frames = mx.array(np.ascontiguousarray(compress(power).T))[None]
-            estimate, self._state = self._model.step(frames, self._state)
+        frames = self._ear.push(samples)
+        if len(frames):
+            estimate, self._state = self._model.step(mx.array(frames)[None], self._state)
             if estimate is not None:
                 self._reading = self._read(estimate)
         return self._reading

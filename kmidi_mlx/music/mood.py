@@ -33,6 +33,9 @@ __all__ = [
     "CELL_SECONDS",
     "CHORD_GAP_SECONDS",
     "COEFFICIENTS_PATH",
+    "DEGREE_WEIGHTS",
+    "KEY_PROFILES",
+    "KEY_SHARPNESS",
     "MOOD_FEATURES",
     "STATISTICS",
     "STEERING_EDGE",
@@ -113,7 +116,8 @@ _SHORTEST_SECONDS, _LONGEST_SECONDS = 0.03, 2.0
 _MEZZO_FORTE = 80.0
 _VELOCITY_NOISE = 16.0
 _BASS_WEIGHT = 0.5
-_KEY_SHARPNESS = 5.0
+#: How clearly the likeliest key wins.
+KEY_SHARPNESS = 5.0
 _TINY = 1e-9
 
 _PITCH_CLASS = np.arange(128) % 12
@@ -148,10 +152,11 @@ def _degrees(*degrees: int, minus: tuple[int, ...] = ()) -> _Floats:
     return row
 
 
-_KEY_PROFILES = (_standardised(_rolled(_MAJOR_PROFILE, _MINOR_PROFILE)) / 12.0).T.copy()
+#: (12, 24): `_standardised` histograms times this are correlations with the keys' profiles.
+KEY_PROFILES = (_standardised(_rolled(_MAJOR_PROFILE, _MINOR_PROFILE)) / 12.0).T.copy()
 _MAJOR_SCALE, _MINOR_SCALE = _degrees(0, 2, 4, 5, 7, 9, 11), _degrees(0, 2, 3, 5, 7, 8, 10)
-# (12, 5 * 24): for each of third, sixth, flat_second, tritone, diatonic the weights in every key.
-_DEGREE_WEIGHTS = np.concatenate(
+#: (12, 5 * 24): for each of third, sixth, flat_second, tritone, diatonic the weights in every key.
+DEGREE_WEIGHTS = np.concatenate(
     [
         _rolled(major, minor)
         for major, minor in (
@@ -250,7 +255,7 @@ def key_correlations(histogram: _Floats) -> _Floats:
     Returns:
         (n, 24) in [-1, 1]: major keys from C up, then minor keys; 0 for an even histogram.
     """
-    result: _Floats = _standardised(histogram) @ _KEY_PROFILES
+    result: _Floats = _standardised(histogram) @ KEY_PROFILES
     return result
 
 
@@ -264,9 +269,9 @@ def mood_features(statistics: _Floats) -> _Floats:
 
     key_fit = key_correlations(histogram + _BASS_WEIGHT * bass)
     # A soft choice of key, so that the features move smoothly where two keys are about as likely.
-    keys = np.exp(_KEY_SHARPNESS * (key_fit - 1.0))
+    keys = np.exp(KEY_SHARPNESS * (key_fit - 1.0))
     keys /= keys.sum(axis=1, keepdims=True)
-    degrees = (histogram @ _DEGREE_WEIGHTS).reshape(len(histogram), -1, 24)
+    degrees = (histogram @ DEGREE_WEIGHTS).reshape(len(histogram), -1, 24)
 
     out = np.empty((len(statistics), len(MOOD_FEATURES)))
     out[:, 0] = np.log(onsets / seconds + 0.1)

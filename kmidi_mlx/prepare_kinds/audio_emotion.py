@@ -39,8 +39,14 @@ def add_parser(kinds: Any) -> None:
         metavar="K",
         type=int,
         default=0,
-        help="K more recordings of each piece, transposed by up to 5 semitones, up to 5 %% faster "
-        "or slower and 15 %% louder or softer (default 0)",
+        help="K more recordings of each labelled piece, transposed by up to 5 semitones, up to 5 "
+        "%% faster or slower and 15 %% louder or softer (default 0)",
+    )
+    parser.add_argument(
+        "--with-unlabelled",
+        action="store_true",
+        help="render music without labels too; it teaches what to listen to, and nothing is "
+        "measured on it",
     )
 
 
@@ -56,6 +62,7 @@ def _prepare(arguments: Any) -> int:
             sample_rate=arguments.sample_rate,
             seconds=arguments.seconds,
             variants=arguments.variants,
+            with_unlabelled=arguments.with_unlabelled,
             workers=arguments.workers,
             seed=arguments.seed,
             on_start=work.on_start,
@@ -86,7 +93,9 @@ def _text(report: RenderReport, out: Path) -> str:
     for split, (recordings, songs) in report.splits.items():
         lines.append(f"{split:<6} {count(recordings, 'recording')} of {count(songs, 'song')}")
     labels = ", ".join(f"{number:,} {label}" for label, number in report.labels.items())
-    lines.append(f"labels: {labels}")
+    lines.append(f"labels: {labels or 'none'}")
+    if report.unlabelled:
+        lines.append(f"without label: {count(report.unlabelled, 'recording')}, all in train")
     if report.rejected:
         lines.append(
             f"{count(report.rejected, 'file')} rejected: {out / 'rejected.jsonl'} says why"

@@ -17,7 +17,7 @@ from kmidi_mlx.console import Progress
 from kmidi_mlx.data.audio_emotion import (
     Recordings,
     cache_folder,
-    mel_settings,
+    hearing_of,
     read_recordings,
     spectrograms,
 )
@@ -62,9 +62,15 @@ def open_recordings(config: EmotionRecognizerConfig) -> Recordings:
 
 
 def open_batches(
-    config: EmotionRecognizerConfig, recordings: Recordings, split: str
+    config: EmotionRecognizerConfig, recordings: Recordings, split: str, pooled_dim: int
 ) -> AudioEmotionBatches:
     """Make the batches of a side; spectrograms that are not in the cache yet are made.
+
+    Args:
+        config: the run.
+        recordings: of its manifest.
+        split: the side.
+        pooled_dim: width of the model's pooled features, for dropout.
 
     Raises:
         KmidiError: when the side is empty, or a recording or the cache cannot be used.
@@ -86,7 +92,7 @@ def open_batches(
         sounds = spectrograms(
             recordings,
             chosen,
-            mel_settings(config),
+            hearing_of(config),
             cache_folder(config),
             variants=config.data.augment_variants if augment else 0,
             seed=config.training.seed,
@@ -94,13 +100,13 @@ def open_batches(
             on_start=on_start,
             on_progress=on_progress,
         )
-    return AudioEmotionBatches(recordings, split, sounds, config, 2 * config.model.dim, augment)
+    return AudioEmotionBatches(recordings, split, sounds, config, pooled_dim, augment)
 
 
 def losses_of(
     model: nn.Module, batch: Batch, config: EmotionRecognizerConfig, label_smoothing: float
 ) -> tuple[mx.array, mx.array]:
-    """Summed loss of a batch, and the number of clips of which anything is known.
+    """Summed loss of a batch, and the number of clips of which anything is known, cues included.
 
     Squared error of the numbers that are known, a third of the sum over the three; cross-entropy of
     the labels that are known; mean squared error of the cues that are known; each times its weight.
@@ -116,7 +122,7 @@ def losses_of(
         misses = mx.mean(mx.square(estimate.cues - batch["cues"]), axis=1)
         loss = loss + config.loss.cues * mx.sum(misses * batch["cue_weights"])
     known = mx.maximum(mx.max(batch["number_weights"], axis=1), batch["label_weights"])
-    return loss, mx.sum(known)
+    return loss, mx.sum(mx.maximum(known, batch["cue_weights"]))
 
 
 def estimate_clips(
@@ -170,8 +176,8 @@ class EmotionTask:
         self.recordings = recordings
         self.model = EmotionRecognizer(config.model)
         self.model.initialise(training.seed)
-        self._batches = open_batches(config, recordings, "train")
-        self.held_out = open_batches(config, recordings, "val")
+        self._batches = open_batches(config, recordings, "train", self.model.pooled_dim)
+        self.held_out = open_batches(config, recordings, "val", self.model.pooled_dim)
         self.steps_per_epoch = self._batches.steps_per_epoch(training.grad_accum_steps)
         self.positions = training.batch_size
         self.metadata = dataset_metadata(recordings)
@@ -222,7 +228,7 @@ class EmotionTask:
 def _model_of(
     config: EmotionRecognizerConfig, recordings: Recordings
 ) -> EmotionRecognizerModelConfig:
-    wanted, found = config.model.num_cues, recordings.cues.shape[1]
+    wanted, found = config.model.num_cues, recordings.num_cues
     if wanted not in (0, found):
         manifest = recordings.rows[0].manifest
         raise KmidiError(f"{manifest} has {found} cues a line, but model.num_cues is {wanted}.")

@@ -17,6 +17,7 @@ from kmidi_mlx.config import (
 )
 from kmidi_mlx.data.audio_emotion import Recordings, Spectrogram, read_recordings
 from kmidi_mlx.data.audio_emotion_batches import AudioEmotionBatches, Clips
+from kmidi_mlx.data.cue_tracks import CueTrack
 from kmidi_mlx.errors import KmidiError
 
 # 10 frames a second: clips of 20 frames
@@ -130,6 +131,100 @@ def test_what_is_not_known_has_no_weight(recordings: Recordings) -> None:
             batch.number_weights[~odd], np.tile([0, 1, 0], ((~odd).sum(), 1))
         )
         np.testing.assert_array_equal(batch.numbers[~odd, 1], np.float32(0.5))
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Recordings:
+    """Three labelled recordings of two songs, and twelve songs with cues alone."""
+    lines: list[dict[str, object]] = []
+    for number in range(16):
+        (tmp_path / f"{number}.wav").write_bytes(bytes([number]))
+        lines.append({"path": f"{number}.wav", "song": number, "cues": [number]})
+        if number < 4:
+            lines[-1] |= {"label": "sad", "song": number // 2, "split": "train"}
+    lines[3] |= {"song": 3, "split": "val"}
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_recordings(tmp_path / "m.jsonl")
+
+
+def mixed_batches(recordings: Recordings, share: float, batch_size: int = 8) -> AudioEmotionBatches:
+    config = replace(
+        CONFIG,
+        data=replace(CONFIG.data, labelled_share=share),
+        training=replace(CONFIG.training, batch_size=batch_size),
+    )
+    sounds = [[np.full((30, 8), 0.5, np.float16)] for _ in recordings.on_side("train")]
+    return AudioEmotionBatches(recordings, "train", sounds, config, 6, False)
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.5, 4), (0.25, 2), (0.0, 1), (1.0, 7)])
+def test_labelled_and_unlabelled_have_their_shares_of_every_batch(
+    mixed: Recordings, share: float, first: int
+) -> None:
+    train = mixed_batches(mixed, share)
+    taken = [train.batch(step).recording for step in range(24)]
+    for recording in taken:
+        assert (mixed.unlabelled[recording] == ([False] * first + [True] * (8 - first))).all()
+    batch = train.batch(5)
+    assert (batch.label_weights == ~mixed.unlabelled[batch.recording]).all()
+    assert not batch.number_weights[first:].any()
+    np.testing.assert_array_equal(batch.cue_weights, 1)
+    np.testing.assert_array_equal(batch.cues[:, 0], batch.recording)
+    # an epoch is one of the labelled, two clips each of two songs
+    assert train.steps_per_epoch() == -(-4 // first)
+    rest = np.concatenate([recording[first:] for recording in taken])
+    counts = np.bincount(rest, minlength=16)[4:]
+    assert counts.max() - counts.min() <= 2
+    again = mixed_batches(mixed, share)
+    assert all(equal(again.batch(step), train.batch(step)) for step in (17, 3))
+
+
+def test_without_unlabelled_recordings_the_share_means_nothing(recordings: Recordings) -> None:
+    other = replace(CONFIG, data=replace(CONFIG.data, labelled_share=0.1))
+    one, two = batches_of(recordings, "train"), batches_of(recordings, "train", False, other)
+    assert all(equal(one.batch(step), two.batch(step)) for step in range(5))
+
+
+def test_a_batch_of_one_cannot_be_shared(mixed: Recordings) -> None:
+    with pytest.raises(KmidiError, match="batch_size is 1; give 2 or more"):
+        mixed_batches(mixed, 0.5, batch_size=1)
+
+
+def test_semitones_are_never_masked_by_band(tmp_path: Path, recordings: Recordings) -> None:
+    side = recordings.on_side("train")
+    sounds = [[np.full((100, 8 + 60), 0.5, np.float16)] for _ in side]
+    batches = AudioEmotionBatches(recordings, "train", sounds, CONFIG, 6, True)
+    mel = np.concatenate([batches.batch(step).mel for step in range(20)])
+    silent = mel == 0
+    assert (silent[:, :, 8:].all(axis=2) == silent[:, :, 8:].any(axis=2)).all()
+    bands = silent[:, :, :8].all(axis=1) & ~silent.all(axis=(1, 2))[:, None]
+    assert bands.any()
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_cues_are_those_of_the_time_of_the_clip(recordings: Recordings, augment: bool) -> None:
+    # windows of one second, their number is their only cue; variants 1 and 2 are slower and faster
+    tracks = [CueTrack(np.arange(10, dtype=np.float32)[:, None], 1.0, 1.0) for _ in PIECES]
+    with_tracks = replace(recordings, cues=tracks)
+    for split in ("train", "val"):
+        sounds = []
+        for number in recordings.on_side(split).tolist():
+            frames = PIECES[number][2]
+            sounds.append([])
+            for length in (frames, 2 * frames, frames // 2):
+                mel = np.full((length, 8), 0.5, np.float16)
+                mel[:, 3] = np.arange(length) / length * frames / 200 + 0.5
+                sounds[-1].append(mel)
+        batches = AudioEmotionBatches(with_tracks, split, sounds, CONFIG, 6, False)
+        if augment and split == "train":
+            batches._augment = True
+            batches._changed = lambda clip, rng: clip.astype(np.float32)  # type: ignore[method-assign]
+        for step in range(6):
+            batch = batches.batch(step)
+            for row in np.flatnonzero(batch.recording >= 0):
+                # ten frames are a second; a clip of two seconds holds two windows
+                start = (batch.mel[row, 0, 3] - 0.5) * 20
+                assert batch.cues[row, 0] == pytest.approx(min(start + 0.5, 9), abs=0.6)
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean(recordings: Recordings) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from kmidi_mlx.data.audio_emotion import read_recordings
 from kmidi_mlx.data.audio_emotion_render import quadrant_label, render_audio_emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.midi_file import write_midi
@@ -73,8 +74,9 @@ def test_the_manifest_keeps_what_is_true_of_the_recording(source: Path, tmp_path
     assert not {"chords", "n_notes"} & first.keys()
     assert (second["song"], second["split"], second["variant"]) == ("d/s", "val", 0)
     assert Path(first["midi"]) == source.parent / "piece 0.mid"
-    cells = window_sums(cell_statistics(piece(0)), 10, 1)
-    np.testing.assert_allclose(first["cues"], mood_features(cells)[0], atol=2e-2)
+    cells = window_sums(cell_statistics(piece(0), 1.0), 8, 1)
+    np.testing.assert_allclose(first["cues"], mood_features(cells), atol=2e-2)
+    assert (first["cue_hop_s"], first["cue_window_s"]) == (1.0, 8.0)
     for row in (first, second, third):
         info = soundfile.info(out / row["path"])
         assert (info.format, info.samplerate, info.channels) == ("FLAC", 16_000, 1)
@@ -84,6 +86,35 @@ def test_the_manifest_keeps_what_is_true_of_the_recording(source: Path, tmp_path
     reasons = {Path(row["path"]).name: row["reason"] for row in lines_of(out / "rejected.jsonl")}
     assert "no emotion is given" in reasons["piece 3.mid"]
     assert "broken.mid" in reasons["broken.mid"]
+
+
+def test_music_without_labels_is_on_the_train_side_or_left_out(
+    source: Path, tmp_path: Path
+) -> None:
+    with source.open("a") as file:
+        for number, line in enumerate(
+            [
+                {"path": "more 0.mid", "split": "test", "song": "u", "arousal": 0.5},
+                # another version of a song that is held out
+                {"path": "more 1.mid", "split": "val", "song": "s", "dataset": "d"},
+            ]
+        ):
+            write_midi(piece(10 + number), source.parent / f"more {number}.mid")
+            file.write(json.dumps(line) + "\n")
+    out = tmp_path / "out"
+    report = render_audio_emotion([source], out, workers=1, variants=1, with_unlabelled=True)
+    rows = lines_of(out / "manifest.jsonl")
+    bare = [row for row in rows if Path(row["midi"]).name in ("piece 3.mid", "more 0.mid")]
+    assert (report.rendered, report.unlabelled, len(bare)) == (8, 2, 2)
+    for row in bare:
+        assert (row["split"], row["variant"]) == ("train", 0)
+        assert not {"label", "valence", "arousal", "intensity"} & row.keys()
+        assert len(row["cues"][0]) == len(MOOD_FEATURES)
+    reasons = {Path(row["path"]).name: row["reason"] for row in lines_of(out / "rejected.jsonl")}
+    assert set(reasons) == {"broken.mid", "more 1.mid"}
+    assert "the song 'd/s' is held out" in reasons["more 1.mid"]
+    recordings = read_recordings(out / "manifest.jsonl")
+    assert recordings.unlabelled.sum() == 2
 
 
 def test_a_second_run_makes_the_same_bytes_and_none_anew(source: Path, tmp_path: Path) -> None:
@@ -103,7 +134,7 @@ def test_variants_sound_different_and_lose_the_key(source: Path, tmp_path: Path)
     rows = lines_of(tmp_path / "out" / "manifest.jsonl")
     assert [row["variant"] for row in rows] == [0, 1, 2] * 3
     assert [("key" in row) for row in rows[:3]] == [True, False, False]
-    pitch = np.array([row["cues"][MOOD_FEATURES.index("mean_pitch")] for row in rows])
+    pitch = np.array([row["cues"][0][MOOD_FEATURES.index("mean_pitch")] for row in rows])
     moved = (pitch.reshape(3, 3)[:, 1:] - pitch.reshape(3, 3)[:, :1]).ravel()
     assert len(set(np.round(moved, 2))) > 3
     assert (moved < 0).any()
@@ -139,6 +170,21 @@ def test_only_the_middle_of_a_long_piece_is_rendered(tmp_path: Path) -> None:
     sound, rate = soundfile.read(tmp_path / "out" / row["path"])
     assert len(sound) == 2 * rate
     assert 0.75 < np.abs(sound).argmax() / rate < 1.3
+
+
+def test_cues_follow_the_piece(tmp_path: Path) -> None:
+    # low for ten seconds, then high for ten
+    onset = np.arange(40) * 0.5
+    notes = Notes.build(np.where(onset < 10, 40, 80), np.full(40, 70), onset, onset + 0.4)
+    write_midi(notes, tmp_path / "a.mid")
+    (tmp_path / "m.jsonl").write_text('{"path": "a.mid", "label": "sad", "split": "train"}\n')
+    render_audio_emotion([tmp_path / "m.jsonl"], tmp_path / "out", workers=1)
+    track = read_recordings(tmp_path / "out" / "manifest.jsonl").cues[0]
+    assert track is not None
+    pitch = track.values[:, MOOD_FEATURES.index("mean_pitch")]
+    assert len(pitch) == 13
+    np.testing.assert_allclose(pitch[[0, 2, 6, 10, 12]], [40, 40, 60, 80, 80], atol=1e-3)
+    assert track.during(10.0, 18.0)[MOOD_FEATURES.index("mean_pitch")] == pytest.approx(80)
 
 
 def test_a_stopped_run_goes_on(source: Path, tmp_path: Path) -> None:

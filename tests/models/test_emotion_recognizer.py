@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,11 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
 
+from kmidi_mlx.audio.hearing import SEMITONES
 from kmidi_mlx.config import EmotionRecognizerModelConfig
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer, Estimate
 
 TINY = EmotionRecognizerModelConfig(
-    n_mels=16, dim=12, num_layers=3, kernel_size=3, memory_frames=40, labels=("happy", "sad")
+    n_mels=16,
+    dim=12,
+    num_layers=3,
+    kernel_size=3,
+    memory_frames=40,
+    labels=("happy", "sad"),
+    num_cues=2,
 )
 
 
@@ -32,7 +41,7 @@ def model_of(config: EmotionRecognizerModelConfig = TINY, seed: int = 0) -> Emot
 
 def mel_of(frames: int, batch: int = 2, seed: int = 0) -> mx.array:
     rng = np.random.default_rng((1, seed))
-    return mx.array(rng.random((batch, frames, 16)).astype(np.float32))
+    return mx.array(rng.random((batch, frames, 16 + SEMITONES)).astype(np.float32))
 
 
 def same(one: Estimate | None, two: Estimate, tolerance: float = 1e-5) -> None:
@@ -95,8 +104,22 @@ def test_numbers_are_in_range_and_dropout_factors_scale_what_the_heads_see() -> 
     assert found.logits.shape == (2, 2)
     ones = mx.ones((2, model.pooled_dim))
     same(model(mel, None, ones), found, 0.0)
-    bias = np.tanh(np.array(model.numbers.bias)[:2])
-    np.testing.assert_allclose(model(mel, None, 0 * ones).numbers[0, :2], bias, atol=1e-6)
+    # what the blocks found is dropped, what the semitones say is not
+    other = mx.concatenate([1 - mel[..., :16], mel[..., 16:]], axis=-1)
+    same(model(mel, None, 0 * ones), model(other, None, 0 * ones), 0.0)
+    assert np.abs(np.array(model(other).numbers - found.numbers)).max() > 1e-4
+    flat = mx.concatenate([mel[..., :16], mx.zeros((2, 40, SEMITONES))], axis=-1)
+    silent = model(flat, None, 0 * ones).numbers - model(mel, None, 0 * ones).numbers
+    assert np.abs(np.array(silent)).max() > 1e-4
+
+
+def test_numbers_depend_on_cues_and_key_alone() -> None:
+    model, mel = model_of(), mel_of(40)
+    model.cues.weight, model.cues.bias = 0 * model.cues.weight, 0 * model.cues.bias
+    other = mx.concatenate([1 - mel[..., :16], mel[..., 16:]], axis=-1)
+    one, two = model(mel), model(other)
+    np.testing.assert_array_equal(np.array(one.numbers), np.array(two.numbers))
+    assert np.abs(np.array(one.logits - two.logits)).max() > 1e-4
 
 
 def test_without_labels_there_is_no_head_for_them() -> None:
@@ -119,6 +142,28 @@ def test_the_seed_makes_the_weights() -> None:
         return b"".join(np.array(value).tobytes() for _, value in tree_flatten(model.parameters()))
 
     assert weights(3) == weights(3) != weights(4)
+
+
+def test_without_semitones_only_the_mel_bands_are_heard() -> None:
+    config = replace(TINY, semitones=False)
+    model, mel = model_of(config), mel_of(50)[..., :16]
+    assert (model.bands, model.pooled_dim) == (16, 24)
+    state, found = model.start(2), None
+    for start in range(0, 50, 7):
+        found, state = model.step(mel[:, start : start + 7], state)
+    same(found, model(mel))
+
+
+def test_the_mode_reaches_the_heads_whatever_the_mel_bands_hold() -> None:
+    model, mel = model_of(), mel_of(48, batch=1)
+    scales = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10))
+    found = []
+    for scale in scales:
+        semitones = np.zeros((1, 48, SEMITONES), np.float32)
+        for place, degree in enumerate((0, *scale, 7, 0)):
+            semitones[0, place * 4 + 3, 24 + degree] = 0.6
+        found.append(np.array(model(mx.concatenate([mel[..., :16], mx.array(semitones)], 2)).cues))
+    assert np.abs(found[0] - found[1]).max() > 0.05
 
 
 @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])

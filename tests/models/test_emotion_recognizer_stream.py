@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmidi_mlx.audio.mel import compress, mel_spectrogram
+from kmidi_mlx.audio.hearing import hear
 from kmidi_mlx.config import (
     AudioEmotionDataConfig,
     EmotionRecognizerConfig,
     EmotionRecognizerModelConfig,
 )
-from kmidi_mlx.data.audio_emotion import mel_settings
+from kmidi_mlx.data.audio_emotion import hearing_of
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
 from kmidi_mlx.models.emotion_recognizer_stream import EmotionStream
 
 CONFIG = EmotionRecognizerConfig(
     model=EmotionRecognizerModelConfig(n_mels=16, dim=12, num_layers=2, labels=("happy", "sad")),
-    data=AudioEmotionDataConfig(n_fft=256, hop_length=64),
+    data=AudioEmotionDataConfig(n_fft=256, hop_length=64, semitone_n_fft=1024),
 )
 
 
@@ -48,10 +48,10 @@ def test_the_reading_is_that_of_all_frames_so_far(cuts: list[int]) -> None:
     if frames < CONFIG.model.patch_frames:
         assert reading is None
         return
-    mel = compress(mel_spectrogram(sound[:heard], mel_settings(CONFIG)))[:, :frames]
+    whole_frames = hear(sound[:heard], hearing_of(CONFIG))[:frames]
     model = EmotionRecognizer(CONFIG.model)
     model.initialise(1)
-    whole = model(mx.array(np.ascontiguousarray(mel.T))[None])
+    whole = model(mx.array(whole_frames)[None])
     assert reading is not None
     emotion = reading.emotion
     found = [emotion.valence, emotion.arousal, emotion.intensity]

@@ -118,12 +118,13 @@ def test_cues_are_learnt_where_they_are_known(
     tone_manifest: Path, tiny_recognizer_settings: list[str], tmp_path: Path
 ) -> None:
     file = manifest_with_cues(tone_manifest, tmp_path)
-    config = config_of(tiny_recognizer_settings, f'data.manifest="{file}"', "training.max_steps=40")
+    config = config_of(tiny_recognizer_settings, f'data.manifest="{file}"', "training.max_steps=80")
     task = EmotionTask(config, open_recordings(config))
     assert task.config.model.num_cues == 1
     batch = first_batch(task)
     unknown = batch | {"cue_weights": mx.zeros(4)}
-    assert not gradients(task, unknown)["cues.weight"].any()
+    labels_only = unknown | {"number_weights": mx.zeros((4, 3))}
+    assert not gradients(task, labels_only)["cues.weight"].any()
     assert gradients(task, batch)["cues.weight"].any()
     extra = losses_of(task.model, batch, task.config, 0.0)[0]
     extra = extra - losses_of(task.model, unknown, task.config, 0.0)[0]
@@ -139,6 +140,44 @@ def test_cues_are_learnt_where_they_are_known(
     more = replace(config, model=replace(config.model, num_cues=2))
     with pytest.raises(KmidiError, match=r"has 1 cues a line, but model\.num_cues is 2"):
         EmotionTask(more, task.recordings)
+
+
+@pytest.fixture
+def mixed_settings(
+    tone_manifest: Path, tiny_recognizer_settings: list[str], tmp_path: Path
+) -> list[str]:
+    """Settings of a run whose train side has three labelled tones and three with cues alone."""
+    lines = [json.loads(line) for line in tone_manifest.read_text().splitlines()]
+    for number, line in enumerate(lines):
+        line["path"] = str(tone_manifest.parent / line["path"])
+        line["cues"] = [5.0 + number if line["label"] == "happy" else 3.0, float(number)]
+        line["split"] = "val" if number >= 6 else "train"
+        if number in (0, 1, 3):
+            for key in ("label", "valence", "arousal", "intensity"):
+                line.pop(key, None)
+    file = tmp_path / "mixed.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [*tiny_recognizer_settings, f'data.manifest="{file}"', "data.labelled_share=0.5"]
+
+
+def test_recordings_with_cues_alone_move_only_the_cues(mixed_settings: list[str]) -> None:
+    config = config_of(mixed_settings, "loss.numbers=0", "loss.labels=0")
+    task = EmotionTask(config, open_recordings(config))
+    batch = first_batch(task)
+    np.testing.assert_array_equal(np.array(batch["label_weights"]), [1, 1, 0, 0])
+    np.testing.assert_array_equal(np.array(batch["number_weights"])[2:], 0)
+    assert losses_of(task.model, batch, config, 0.0)[1].item() == 4
+    # the same rows with other, unknown emotions
+    other = batch | {
+        "numbers": mx.concatenate([batch["numbers"][:2], 0.9 - batch["numbers"][2:]]),
+        "labels": mx.concatenate([batch["labels"][:2], 1 - batch["labels"][2:]]),
+    }
+    config = config_of(mixed_settings)
+    task = EmotionTask(config, open_recordings(config))
+    assert same_bits(gradients(task, batch), gradients(task, other))
+    without = batch | {"cue_weights": batch["cue_weights"] * mx.array([1, 1, 0, 0])}
+    assert not same_bits(gradients(task, batch), gradients(task, without))
+    assert (task.held_out.batch(0).label_weights == (task.held_out.batch(0).recording >= 0)).all()
 
 
 def test_padding_of_the_last_held_out_batch_does_not_count(task: EmotionTask) -> None:
@@ -185,12 +224,19 @@ def test_the_best_weights_are_saved_with_the_temperature_that_fits_them(
         label_temperature(broken)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("settings", "precision"),
+    [
+        ("tiny_recognizer_settings", "fp32"),
+        ("tiny_recognizer_settings", "fp16"),
+        ("mixed_settings", "fp32"),
+    ],
+)
 def test_a_run_in_two_parts_ends_with_the_same_bits(
-    tiny_recognizer_settings: list[str], tmp_path: Path, precision: str
+    request: pytest.FixtureRequest, tmp_path: Path, settings: str, precision: str
 ) -> None:
     config = config_of(
-        tiny_recognizer_settings,
+        request.getfixturevalue(settings),
         f"training.precision={precision}",
         "training.grad_accum_steps=2",
         "data.augment=true",
