@@ -58,7 +58,7 @@ def test_a_clip_has_to_fill_a_step_of_the_network() -> None:
         load("data.clip_seconds=1.0", "model.patch_frames=16", "data.hop_length=1024")
 
 
-def test_the_reference_run_is_what_the_defaults_are_but_for_augmentation() -> None:
+def test_the_reference_run_is_what_the_defaults_are() -> None:
     reference = load_config("emotion_recognizer", [REFERENCE])
-    assert reference == load("data.augment=true")
+    assert reference == load()
     assert "model.labels" in describe_options("emotion_recognizer")
