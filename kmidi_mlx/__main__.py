@@ -15,7 +15,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "hello": "the whole way once, small: prepare, train a minute, write a piece",
-    "prepare": "turn MIDI files into a data set",
+    "prepare": "turn music into a data set",
     "train": "train a model on a data set",
     "generate": "write piano music for an emotion",
     "picture": "show a song as a cloud of light: a picture or a film",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 FILM_SIZE = (960, 540)
 FILM_RATE = 30
+_FASTEST_GIF = 30  # players slow pictures of a hundredth of a second down
 _SMALLEST, _LARGEST = 16, 8192
 _DESCRIPTION = (
     "Show a song as the Spectocloud: one moment of it as a .png, or a film as a .gif, .webp or "
@@ -169,6 +170,11 @@ def _check(args: argparse.Namespace, emotion: Emotion | None) -> None:
     args.size = _size(args.size) if args.size else SIZE if still else FILM_SIZE
     args.rate = FILM_RATE if args.rate is None else args.rate
     frames_per_picture(args.rate)
+    if args.out.suffix.lower() == ".gif" and args.rate > _FASTEST_GIF:
+        raise KmidiError(
+            f"--rate {args.rate}: a GIF shows {_FASTEST_GIF} pictures a second at most; choose "
+            "less, or .webp or .mp4."
+        )
     midi = args.source.suffix.lower() in MIDI_SUFFIXES
     if emotion is None and not midi and args.source.is_file():
         raise KmidiError(

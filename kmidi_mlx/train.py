@@ -133,11 +133,11 @@ def _train(config: RunConfig, out: Path, resume: bool, as_json: bool) -> int:
     if as_json:
         print(json.dumps(result))
     else:
-        _print_result(result, outcome.unit, outcome.loss_unit, out)
+        _print_result(result, outcome.unit, outcome.loss_unit, config.name, out)
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
-def _print_result(result: dict[str, Any], unit: str, loss_unit: str, out: Path) -> None:
+def _print_result(result: dict[str, Any], unit: str, loss_unit: str, model: str, out: Path) -> None:
     print(
         f"{REASONS[result['reason']]} at step {result['step']} after {result['seconds']} s "
         f"and {result[unit]:,} {unit}; {result['skipped_steps']} steps skipped, "
@@ -150,7 +150,7 @@ def _print_result(result: dict[str, Any], unit: str, loss_unit: str, out: Path) 
         print("note: trained on synthetic practice music, not on real music")
     if result["reason"] in ("interrupted", "time_limit"):
         limit = " --set training.max_minutes=0" if result["reason"] == "time_limit" else ""
-        print(f"go on with: kmidi train --out {out} --resume{limit}")
+        print(f"go on with: kmidi train --model {model} --out {out} --resume{limit}")
 
 
 if __name__ == "__main__":

@@ -140,3 +140,19 @@ def test_only_what_has_an_emotion_is_evaluated(
     assert evaluate.main([*flags, "--audio-manifest", str(file), "--split", "train"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert (result["recordings"], result["labels"]["count"]) == (5, 5)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_other_recordings_without_sides_are_all_measured(
+    run: Path, tone_manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
+) -> None:
+    lines = [json.loads(line) for line in tone_manifest.read_text().splitlines()][:count]
+    for line in lines:
+        line["path"] = str(tone_manifest.parent / line["path"])
+        del line["split"]
+    file = tmp_path / "others.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--model", "emotion_recognizer", "--checkpoint", str(run), "--json"]
+    assert evaluate.main([*flags, "--audio-manifest", str(file)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["recordings"], result["split"]) == (count, "all")

@@ -190,8 +190,8 @@ def test_a_time_limit_says_how_to_go_on_and_that_works(
     assert run(train.main, [*out, *flags, "--set", "training.max_minutes=1e-6"]) == 0
     captured = capsys.readouterr().out
     assert "stopped at the time limit training.max_minutes" in captured
-    advice = "go on with: kmidi train --out {} --resume --set training.max_minutes=0\n"
-    assert advice.format(tmp_path) in captured
+    advice = f"go on with: kmidi train --model midi_generator --out {tmp_path} --resume"
+    assert f"{advice} --set training.max_minutes=0\n" in captured
     arguments = [*out, "--resume", "--set", "training.max_minutes=0", "--json"]
     assert run(train.main, arguments) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 20

@@ -19,6 +19,7 @@ from kmidi_mlx.data.manifest import SPLITS
 from kmidi_mlx.errors import KmidiError
 
 DEFAULT_CHECKPOINT = Path("checkpoints/emotion_recognizer")
+ALL = "all"
 DESCRIPTION = (
     "Measure how well a recogniser finds the emotion of held-out recordings (the mean over the "
     "clips of each), beside saying the mean or the most frequent label of its training data every "
@@ -41,7 +42,11 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="FILE",
         help="labelled recordings (default: those it was trained with)",
     )
-    parser.add_argument("--split", choices=SPLITS, default="val", help="their side (default: val)")
+    parser.add_argument(
+        "--split",
+        choices=(*SPLITS, ALL),
+        help=f"their side (default: val; {ALL} for other recordings whose manifest names no sides)",
+    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -68,11 +73,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     manifest = Path(args.audio_manifest or config.data.manifest)
     config = replace(config, data=replace(config.data, manifest=str(manifest)))
     recordings = _recordings(manifest, config.model.labels, config.data.val_share, config.training)
-    if args.split == "train":
-        # what has no emotion is not listened to
+    own = str(manifest.absolute()) == str(Path(loaded.config.data.manifest).absolute())
+    declared = any("split" in row.values for row in recordings.rows)
+    split = args.split or ("val" if own or declared else ALL)
+    side = "val" if split == ALL else split
+    # what has no emotion is not listened to
+    if split == ALL:
+        chosen = np.where(recordings.unlabelled, SPLITS.index("train"), SPLITS.index("val"))
+        recordings = recordings.with_split(chosen.astype(np.uint8))
+    elif split == "train":
         aside = np.where(recordings.unlabelled, SPLITS.index("val"), recordings.split)
         recordings = recordings.with_split(aside.astype(np.uint8))
-    batches = open_batches(config, recordings, args.split, loaded.model.pooled_dim)
+    batches = open_batches(config, recordings, side, loaded.model.pooled_dim)
     with Progress(batches.steps_per_epoch(), "listen", "batches") as progress:
         clips = estimate_clips(loaded.model, batches, progress.advance)
     whole = per_recording(clips)
@@ -80,8 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     labelled = label_score(whole, recordings, loaded.metadata.get("train_label"))
     # The checkpoint's temperature was fitted to the val side of its manifest, and another manifest
     # may hold the same songs.
-    own = str(manifest.absolute()) == str(Path(loaded.config.data.manifest).absolute())
-    fitted_here = args.split == "val" or not own
+    fitted_here = split in ("val", ALL) or not own
     calibration = calibration_of(
         clips, recordings, None if fitted_here else label_temperature(loaded)
     )
@@ -91,7 +102,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "step": loaded.metadata.get("step"),
         "synthetic": bool(loaded.metadata.get("synthetic")),
         "audio_manifest": str(manifest),
-        "split": args.split,
+        "split": split,
         "recordings": len(whole.recording),
         "clips": len(clips.recording),
         "labels_known": list(config.model.labels),

@@ -116,8 +116,8 @@ def other_songs(song: NDArray[np.integer], seed: int) -> NDArray[np.intp]:
     )
     if len(counts) < 2:
         raise KmidiError(
-            "the pairs to measure are all of one song, and a ladder compares songs; take a split "
-            "with more songs or a higher limit."
+            "the pairs to measure are all of one song, and a ladder compares songs; measure a "
+            "side with more songs (--split train), or prepare more music or a larger --val-share."
         )
     # sorted by song, the pairs of the others lie behind one's own, going round
     own = counts[which]

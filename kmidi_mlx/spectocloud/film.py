@@ -273,14 +273,24 @@ def _pipe(command: list[str], pictures: Iterable[_Picture], path: Path) -> None:
 def _save_animation(path: Path, suffix: str, pictures: Iterable[_Picture], rate: int) -> None:
     from PIL import Image  # imported late, as films alone need it
 
-    images = (Image.fromarray(picture) for picture in pictures)
+    images: Iterator[Any] = (Image.fromarray(picture) for picture in pictures)
+    duration: dict[str, Any] = {"duration": 1000.0 / rate}
     if suffix == ".gif":
-        images = (image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG) for image in images)
+        images, duration = _for_gif(images, rate), {}
     formats: dict[str, dict[str, Any]] = {
         ".gif": {"format": "GIF", "optimize": False, "disposal": 1},
         ".webp": {"format": "WEBP", "quality": 80, "method": 4},
     }
     options = formats[suffix]
-    next(images).save(
-        path, save_all=True, append_images=images, duration=1000.0 / rate, loop=0, **options
-    )
+    next(images).save(path, save_all=True, append_images=images, loop=0, **duration, **options)
+
+
+def _for_gif(images: Iterable[Any], rate: int) -> Iterator[Any]:
+    """Give images their colours and their time, which a GIF holds in hundredths of a second."""
+    from PIL import Image
+
+    for index, image in enumerate(images):
+        shown = image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+        hundredths = round(100 * (index + 1) / rate) - round(100 * index / rate)
+        shown.info["duration"] = 10 * hundredths
+        yield shown

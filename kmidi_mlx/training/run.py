@@ -86,4 +86,11 @@ def _announcement(config: RunConfig, parameters: int, steps_per_epoch: int) -> s
     )
     if not on_gpu and config.training.precision != "fp32":
         line += "\nhint: half precision is slow on a CPU; add --set training.precision=fp32"
+    steps = min(config.training.max_steps, config.training.epochs * steps_per_epoch)
+    warmup = config.optimizer.warmup_steps
+    if warmup > steps // 2:
+        line += (
+            f"\nhint: this run has {steps} steps and warms up for {warmup} of them; with so little "
+            f"data add --set optimizer.warmup_steps={max(1, steps // 20)} and more training.epochs"
+        )
     return line

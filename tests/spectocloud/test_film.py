@@ -87,6 +87,20 @@ def test_films_are_read_back(pictures: list[np.ndarray], tmp_path: Path, suffix:
     assert [other.name for other in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize(("suffix", "rate"), [(".gif", 30), (".gif", 12), (".webp", 30)])
+def test_films_are_as_long_as_their_pictures(tmp_path: Path, suffix: str, rate: int) -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.integers(0, 256, (16, 24, 3), np.uint8) for _ in range(rate))
+    write_film(tmp_path / f"film{suffix}", noise, rate)
+    with Image.open(tmp_path / f"film{suffix}") as image:
+        lasting = 0.0
+        for index in range(rate):
+            image.seek(index)
+            image.load()
+            lasting += image.info["duration"]
+    assert lasting == pytest.approx(1000.0, abs=rate / 2)
+
+
 def pretend_ffmpeg(folder: Path, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a program called ffmpeg on the search path that runs `code`."""
     program = folder / "ffmpeg"

@@ -115,6 +115,7 @@ def settings_of(tiny_settings: list[str], variant: str, steps: int = 60) -> list
     return [
         *tiny_settings,
         f"training.max_steps={steps}",
+        "training.patience=0",
         "training.eval_every=9",
         "training.save_every=4",
         "training.log_every=1",
@@ -261,5 +262,5 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, tiny_settings: lis
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted at step " in printed
-    assert f"go on with: kmidi train --out {out} --resume\n" in printed
+    assert f"go on with: kmidi train --model midi_generator --out {out} --resume\n" in printed
     assert "Traceback" not in errors
