@@ -19,9 +19,8 @@ from kmidi_mlx.command import INTERRUPTED, CommandParser, Interruption, interrup
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.emotion import from_label
-from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import decode, first_violation
-from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.music.midi_file import read_midi, write_midi
 from kmidi_mlx.music.pianoroll import text_roll
 
 EMOTION = "happy"
@@ -96,17 +95,16 @@ def _write(model: Path, piece: Path) -> list[str]:
 
 
 def _draw(piece: Path, picture: Path) -> list[str]:
+    if not len(read_midi(piece)):
+        return ["drew      no picture: the piece is silent", ""]
     if not find_spec("PIL"):
-        return []
+        return ["drew      no picture: that needs pip install 'kmidi-mlx[cloud]'", ""]
     from kmidi_mlx.data.song_file import read_song_file
     from kmidi_mlx.spectocloud import FRAMES_PER_SECOND
     from kmidi_mlx.spectocloud.film import draw_moment
     from kmidi_mlx.spectocloud.picture import write_png
 
-    try:
-        file = read_song_file(piece)
-    except KmidiError:
-        return []  # a model of a minute may write silence
+    file = read_song_file(piece)
     song = file.song(file.sound(), from_label(EMOTION))
     moment = 0.6 * SECONDS
     index = min(round(moment * FRAMES_PER_SECOND), len(song) - 1)

@@ -269,3 +269,13 @@ def test_no_thread_is_left_running(tmp_path: Path, flags: list[str]) -> None:
     before = threading.active_count()
     assert run(train.main, ["--out", str(tmp_path), *flags]) == 0
     assert threading.active_count() == before
+
+
+def test_a_run_that_would_end_in_its_warm_up_says_so(
+    tmp_path: Path, flags: list[str], capsys: Captured
+) -> None:
+    few = ["--set", "training.max_steps=2", "--json"]
+    for number, (warmup, hinted) in enumerate((("1", False), ("50", True))):
+        out = ["--out", str(tmp_path / str(number)), "--set", f"optimizer.warmup_steps={warmup}"]
+        assert run(train.main, [*flags, *few, *out]) == 0
+        assert ("has 2 steps and warms up for 50" in capsys.readouterr().err) is hinted
