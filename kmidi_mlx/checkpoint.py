@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +28,10 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 import kmidi_mlx
-from kmidi_mlx.atomic import remove_leftovers, write_bytes_atomically
+from kmidi_mlx import torch_file
+from kmidi_mlx.atomic import atomic_write, remove_leftovers
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.torch_file import Arrays, StoredArrays
 
 FORMAT_VERSION = 1
 BEST = "best.safetensors"
@@ -35,8 +39,10 @@ LAST = "last/state.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
 SAMPLES = "samples"
+LOCK = ".lock"
 
-Arrays = dict[str, NDArray[Any]]
+# what Rust adds to the system's own words
+_OS_ERROR = re.compile(r" \(os error \d+\)")
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[str, Any]) -> None:
@@ -58,26 +64,63 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: dict[s
     text["format_version"] = json.dumps(FORMAT_VERSION)
     # not ascontiguousarray, which gives a scalar a dimension
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_bytes_atomically(path, safetensors.numpy.save(ordered, metadata=text))
+    with atomic_write(path) as temporary:
+        try:
+            # straight to the disk: bytes in between would be two more copies of everything
+            safetensors.numpy.save_file(ordered, temporary, metadata=text)
+        except safetensors.SafetensorError as error:
+            reason = _OS_ERROR.sub("", str(error)).rpartition(": ")[2]
+            raise KmidiError(f"cannot write {path}: {reason}.") from error
 
 
 def load_arrays(path: Path) -> tuple[Arrays, dict[str, Any]]:
-    """Read a safetensors file and its metadata.
+    """Read a safetensors file, or what `torch.save` made of one, and its metadata.
+
+    Args:
+        path: file; one that ends in .pt or .pth is read as PyTorch's.
 
     Raises:
-        KmidiError: when it is missing, truncated, no safetensors file, or of a newer format.
+        KmidiError: when it is missing, truncated, of another kind, holds code, or is of a newer
+            format.
     """
+    stored = load_stored(path)
+    return stored.arrays, stored.metadata
+
+
+def load_stored(path: Path) -> StoredArrays:
+    """Read as `load_arrays` does, and tell which arrays had been bfloat16."""
+    if path.suffix in torch_file.SUFFIXES:
+        stored = torch_file.read_torch_file(path)
+        _check_version(stored.metadata, path)
+        return stored
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            wide = tuple(name for name in names if file.get_slice(name).get_dtype() == "BF16")
+            arrays = {name: file.get_tensor(name) for name in names if name not in wide}
             text = file.metadata() or {}
+        arrays |= _widened(path, wide)
     except FileNotFoundError:
         raise KmidiError(f"no such checkpoint: {path}.") from None
-    except (safetensors.SafetensorError, OSError, TypeError) as error:
-        # TypeError: a number type that numpy lacks, such as bfloat16, which kmidi never writes
+    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
+        # the last two: a number type that numpy lacks, such as those of eight bits
         raise KmidiError(f"{path} is not a readable safetensors file: {error}.") from error
-    metadata = read_metadata(text, path)
-    return arrays, metadata
+    return StoredArrays(arrays, read_metadata(text, path), wide)
+
+
+def _widened(path: Path, names: tuple[str, ...]) -> Arrays:
+    """Read bfloat16 arrays, which numpy lacks, of a file that safetensors has found good."""
+    if not names:
+        return {}
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    arrays: Arrays = {}
+    for name in names:
+        shape, offset = header[name]["shape"], start + header[name]["data_offsets"][0]
+        bits = np.fromfile(path, "<u2", math.prod(shape), offset=offset)
+        arrays[name] = torch_file.widened(bits.reshape(shape))
+    return arrays
 
 
 def read_metadata(text: Mapping[str, str], path: Path) -> dict[str, Any]:
@@ -86,15 +129,19 @@ def read_metadata(text: Mapping[str, str], path: Path) -> dict[str, Any]:
     for name, value in text.items():
         try:
             metadata[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             metadata[name] = value
+    _check_version(metadata, path)
+    return metadata
+
+
+def _check_version(metadata: Mapping[str, Any], path: Path) -> None:
     version = metadata.get("format_version", FORMAT_VERSION)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise KmidiError(
             f"{path} has format version {version}; this kmidi reads up to {FORMAT_VERSION}, "
             "so update kmidi."
         )
-    return metadata
 
 
 def check_names(
@@ -136,7 +183,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = (folder / LOCK).open("w")
     except OSError as error:
         raise KmidiError(f"cannot write into {folder}: {error.strerror}.") from error
     with lock:

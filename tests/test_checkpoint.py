@@ -21,6 +21,7 @@ import kmidi_mlx
 from kmidi_mlx import checkpoint
 from kmidi_mlx.checkpoint import check_names, exclusive, load_arrays, save_arrays
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.torch_file import write_torch_file
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "blocks.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -161,14 +162,14 @@ def test_a_kill_in_the_middle_keeps_the_old_file_and_the_next_run_tidies_up(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("call", ["mkdir", "write_bytes"])
+@pytest.mark.parametrize("call", ["pathlib.Path.mkdir", "safetensors.numpy.save_file"])
 def test_a_folder_without_permission_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:  # the superuser may write anywhere
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, call, refuse)
+    monkeypatch.setattr(call, refuse)
     with pytest.raises(KmidiError, match="Permission denied"):
         save_arrays(tmp_path / "a.safetensors", ARRAYS, {})
     monkeypatch.undo()
@@ -210,7 +211,8 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
         header('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', bytes(4)),
         header('{"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}', bytes(8)),
         header('{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}', bytes(8)),
-        header('{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}', bytes(4)),
+        header('{"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}', bytes(3)),
+        header('{"a": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}', bytes(2)),
     ],
 )
 def test_files_of_another_kind_are_an_error(tmp_path: Path, content: bytes) -> None:
@@ -256,13 +258,53 @@ def test_a_pickle_is_refused_and_nothing_in_it_runs(
     trap = tmp_path / "sprung"
     path = tmp_path / name
     path.write_bytes(pickle.dumps(Trap(trap), protocol))
-    with pytest.raises(KmidiError, match="is not a readable safetensors file"):
+    complaint = "is not a PyTorch file" if path.suffix == ".pt" else "is not a readable safetensors"
+    with pytest.raises(KmidiError, match=complaint):
         load_arrays(path)
-    with pytest.raises(KmidiError, match="is not a readable safetensors file"):
+    with pytest.raises(KmidiError, match=complaint):
         load_generator(path)
     assert not trap.exists()
     pickle.loads(path.read_bytes())
     assert trap.exists()  # the trap works
+
+
+def test_a_torch_file_is_read_by_its_suffix(tmp_path: Path) -> None:
+    for name in ("best.pt", "best.pth"):
+        write_torch_file(tmp_path / name, ARRAYS, METADATA)
+        arrays, metadata = load_arrays(tmp_path / name)
+        assert metadata == METADATA
+        assert all(arrays[key].tobytes() == ARRAYS[key].tobytes() for key in ARRAYS)
+
+
+@pytest.mark.parametrize("version", [checkpoint.FORMAT_VERSION + 1, "2", None, 1.5])
+def test_a_torch_file_of_a_newer_format_asks_for_an_update(tmp_path: Path, version: Any) -> None:
+    write_torch_file(tmp_path / "new.pt", ARRAYS, {"format_version": version})
+    with pytest.raises(KmidiError, match=rf"new\.pt has format version {version};.*updat"):
+        load_arrays(tmp_path / "new.pt")
+
+
+def test_bfloat16_is_widened_exactly_and_told(tmp_path: Path) -> None:
+    entries = {
+        "wide": {"dtype": "BF16", "shape": [2, 2], "data_offsets": [4, 12]},
+        "plain": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    numbers = np.array([7.0], "<f4").tobytes()
+    numbers += np.array([0x3F80, 0xC000, 0x3FC0, 0x7F7F], "<u2").tobytes()
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(header(json.dumps(entries), numbers))
+    stored = checkpoint.load_stored(path)
+    assert stored.widened == ("wide",)
+    assert stored.arrays["wide"].dtype == np.float32
+    assert stored.arrays["wide"].tolist() == [[1.0, -2.0], [1.5, 3.3895313892515355e38]]
+    assert stored.arrays["plain"].tolist() == [7.0]
+
+
+def test_metadata_nested_without_end_stay_text(tmp_path: Path) -> None:
+    import safetensors.numpy
+
+    text = "[" * 100_000
+    safetensors.numpy.save_file({}, tmp_path / "a.safetensors", metadata={"deep": text})
+    assert load_arrays(tmp_path / "a.safetensors")[1] == {"deep": text}
 
 
 def test_all_names_that_do_not_fit_are_listed_at_once() -> None:

@@ -36,7 +36,7 @@ class EmotionStream:
     Args:
         model: a trained recogniser.
         config: its run.
-        temperature: divides the logits (`kmidi_mlx.models.loading.label_temperature`).
+        temperature: divides the logits (`kmidi_mlx.checkpoint_model.label_temperature`).
     """
 
     def __init__(

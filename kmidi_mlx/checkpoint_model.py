@@ -1,0 +1,110 @@
+"""Opening the weights of a trained model, for any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from kmidi_mlx import checkpoint
+from kmidi_mlx.config import EmotionRecognizerConfig, RunConfig
+from kmidi_mlx.config_file import config_from_dict
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.torch_file import Arrays
+
+__all__ = ["GENERATOR_HINT", "Loaded", "Weights", "label_temperature", "open_weights"]
+
+#: Where a person without a checkpoint finds a generator.
+GENERATOR_HINT = " (`kmidi hello` leaves a small one in out/hello/model)"
+
+Model = TypeVar("Model")
+Config = TypeVar("Config", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[Model, Config]):
+    """A model ready to use: its weights, its run's configuration, what is known of it."""
+
+    model: Model
+    config: Config
+    metadata: dict[str, Any]
+    path: Path
+
+    @property
+    def notice(self) -> str | None:
+        """What every command that uses these weights has to say about them; None: nothing."""
+        if self.metadata.get("synthetic"):
+            return (
+                f"note: {self.path} was trained on synthetic practice music, not on real music; "
+                "it shows that everything works, not what the model can do."
+            )
+        return None
+
+
+@dataclass(frozen=True)
+class Weights(Generic[Config]):
+    """The arrays of a checkpoint before a framework has made a model of them."""
+
+    arrays: Arrays
+    config: Config
+    metadata: dict[str, Any]
+    path: Path
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare with the names and shapes that the model of this configuration has.
+
+        Raises:
+            KmidiError: when a name or shape differs, or a number is not finite.
+        """
+        checkpoint.check_names(self.path, self.arrays, expected)
+        broken = [name for name, array in self.arrays.items() if not np.isfinite(array).all()]
+        if broken:
+            raise KmidiError(
+                f"{self.path} holds NaN or Inf in {', '.join(broken)}; it cannot be used."
+            )
+
+    def loaded(self, model: Model) -> Loaded[Model, Config]:
+        """Put a model that has taken the arrays beside what is known of it."""
+        return Loaded(model, self.config, self.metadata, self.path)
+
+
+def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Config]:
+    """Read the weights of one kind of model.
+
+    Args:
+        path: a checkpoint folder (its `best.safetensors`) or a file made by kmidi.
+        kind: configuration of the model that is wanted.
+        hint: added to the complaint that there is no checkpoint.
+
+    Raises:
+        KmidiError: when there is no checkpoint, or it is damaged, newer or of another model.
+    """
+    file = path / checkpoint.BEST if path.is_dir() else path
+    if not file.exists():
+        raise KmidiError(
+            f"no such checkpoint: {file}; train one with `kmidi train --model {kind.name}`, or "
+            f"name one with --checkpoint{hint}."
+        )
+    arrays, metadata = checkpoint.load_arrays(file)
+    if metadata.get("model") != kind.name:
+        raise KmidiError(
+            f"{file} holds {metadata.get('model', 'no kmidi model')!r}; "
+            f"a {kind.name!r} is needed here."
+        )
+    if not isinstance(metadata.get("config"), dict):
+        raise KmidiError(f"{file} does not say how its model is built; it cannot be used.")
+    config = config_from_dict(metadata["config"], str(file))
+    if not isinstance(config, kind):
+        raise KmidiError(f"{file} describes a {config.name!r}, not the {kind.name!r} it claims.")
+    return Weights(arrays, config, metadata, file)
+
+
+def label_temperature(loaded: Loaded[Any, EmotionRecognizerConfig]) -> float:
+    """Return what divides a recogniser's logits so that its probabilities are calibrated."""
+    temperature = loaded.metadata.get("temperature", 1.0)
+    if not isinstance(temperature, float) or not 0.0 < temperature < float("inf"):
+        raise KmidiError(f"{loaded.path} holds the temperature {temperature!r}, not a number > 0.")
+    return temperature

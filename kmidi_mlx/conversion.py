@@ -1,0 +1,285 @@
+"""Moving a checkpoint between MLX and PyTorch: what it holds, what it should hold, what is written.
+
+Both frameworks have the same parameters under the same names in the same layout, so nothing is
+renamed or transposed; a conversion changes the file format and keeps every bit of every number.
+Neither framework is needed: the caller tells the names and shapes that a network has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kmidi_mlx import checkpoint, torch_file
+from kmidi_mlx.config import RUN_CONFIGS, RunConfig
+from kmidi_mlx.config_file import config_from_dict, config_to_dict, load_config
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.quantization import dequantized
+from kmidi_mlx.torch_file import Arrays
+
+__all__ = ["DTYPES", "Converted", "ExpectedShapes", "Order", "convert", "state_shapes"]
+
+#: What weights can be stored as.
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+_SAFETENSORS = ".safetensors"
+_WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.", "average.", "optimizer.states."
+_COUNTERS = ("loss_scale", "good_steps", "bad_steps", "skipped_steps")
+
+Shapes = Mapping[str, tuple[int, ...]]
+#: Tells the shape of every parameter of the network that a run describes.
+ExpectedShapes = Callable[[RunConfig], Shapes]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to convert.
+
+    Attributes:
+        source: checkpoint folder, or a safetensors or torch file.
+        destination: file to make, by its suffix; or a folder, which gets the standard name.
+        state: convert the whole training state (weights, averages, optimiser, counters) instead of
+            the weights to use.
+        dtype: key of `DTYPES`; None: as they are.
+        model: what a source without metadata holds, a key of `RUN_CONFIGS`.
+        config_files: YAML files that tell how that model is built.
+        force: replace a file that is there.
+    """
+
+    source: Path
+    destination: Path
+    state: bool = False
+    dtype: str | None = None
+    model: str | None = None
+    config_files: Sequence[Path] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion made.
+
+    Attributes:
+        path: file that was written.
+        model: key of `RUN_CONFIGS`.
+        count: number of arrays.
+        notices: what happened to the numbers besides being copied.
+    """
+
+    path: Path
+    model: str
+    count: int
+    notices: tuple[str, ...]
+
+
+def convert(order: Order, expected: ExpectedShapes) -> Converted:
+    """Read a checkpoint, compare it with its model, write it in another format.
+
+    Args:
+        order: what to convert into what.
+        expected: tells what the network of a run has to hold.
+
+    Raises:
+        KmidiError: when the source is damaged, newer, of another model, does not fit its model or
+            holds numbers that are not finite; when the destination is there already or cannot be
+            written. Nothing is written or replaced then.
+    """
+    source = _source(order)
+    path = _destination(order, source)
+    stored = checkpoint.load_stored(source)
+    arrays, metadata = stored.arrays, dict(stored.metadata)
+    notices = _widening(stored.widened)
+    is_state = any(name.startswith(_WEIGHTS) for name in arrays)
+    if order.state and not is_state:
+        raise KmidiError(f"{source} holds weights and no training state; leave out --state.")
+    if not is_state:
+        arrays, wrappers = _without_wrappers(arrays, source)
+        notices += wrappers
+    config = _config(order, metadata, source)
+    shapes = _shapes(config, expected, source)
+    if order.state:
+        averaged = any(name.startswith(_AVERAGE) for name in arrays)
+        checkpoint.check_names(source, arrays, state_shapes(shapes, averaged))
+    else:
+        if is_state:
+            arrays, notice = _weights_to_use(arrays, metadata)
+            notices.append(notice)
+        arrays, how = dequantized(arrays, shapes, source)
+        notices += _dequantizing(how)
+        checkpoint.check_names(source, arrays, shapes)
+    _check_numbers(arrays, source, whole_numbers=order.state)
+    if order.dtype is not None:
+        arrays = _cast(arrays, order.dtype, source)
+    # sorted, so that the same checkpoint always gives the same torch file
+    _write(path, dict(sorted(arrays.items())), dict(sorted(metadata.items())))
+    return Converted(path, config.name, len(arrays), tuple(notices))
+
+
+def _source(order: Order) -> Path:
+    if not order.source.is_dir():
+        return order.source
+    name = Path(checkpoint.LAST if order.state else checkpoint.BEST)
+    found = [order.source / name.with_suffix(suffix) for suffix in (_SAFETENSORS, ".pt")]
+    for file in found:
+        if file.exists():
+            return file
+    raise KmidiError(f"no such checkpoint: neither {found[0]} nor {found[1].name} is there.")
+
+
+def _destination(order: Order, source: Path) -> Path:
+    path = order.destination
+    if path.is_dir() or not path.suffix:
+        name = Path(checkpoint.LAST if order.state else checkpoint.BEST)
+        to_torch = source.suffix not in torch_file.SUFFIXES
+        path = path / name.with_suffix(".pt" if to_torch else _SAFETENSORS)
+    elif path.suffix not in (_SAFETENSORS, *torch_file.SUFFIXES):
+        raise KmidiError(
+            f"{path} ends in {path.suffix}; name a file that ends in {_SAFETENSORS} (MLX and "
+            "others) or .pt (PyTorch), or a folder."
+        )
+    if os.path.lexists(path):
+        if source.exists() and path.exists() and path.samefile(source):
+            raise KmidiError(f"{path} cannot be converted into itself; name another file.")
+        if not order.force:
+            raise KmidiError(f"{path} is there already; give --force to replace it.")
+    return path
+
+
+def _widening(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"{len(names)} arrays were bfloat16 and are float32 now, their values unchanged"]
+
+
+def _dequantizing(how: Mapping[str, str]) -> list[str]:
+    return [
+        f"{sum(other == kind for other in how.values())} weights were quantised ({kind}) and are "
+        "plain numbers now; what quantising lost stays lost"
+        for kind in sorted(set(how.values()))
+    ]
+
+
+def _without_wrappers(arrays: Arrays, source: Path) -> tuple[Arrays, list[str]]:
+    """Strip what torch.compile and DistributedDataParallel add to names."""
+    found = set()
+    names = {name: name.split(".") for name in arrays}
+    for name, parts in names.items():
+        if "_orig_mod" in parts:
+            found.add("_orig_mod.")
+            names[name] = [part for part in parts if part != "_orig_mod"]
+    while names and all(parts[0] == "module" for parts in names.values()):
+        found.add("module.")
+        names = {name: parts[1:] for name, parts in names.items()}
+    stripped = {".".join(names[name]): array for name, array in arrays.items()}
+    if len(stripped) != len(arrays):
+        raise KmidiError(f"{source} holds the same name with and without a wrapper's prefix.")
+    notices = [f"the prefix {prefix!r} was taken off the names" for prefix in sorted(found)]
+    return stripped, notices
+
+
+def _config(order: Order, metadata: dict[str, Any], source: Path) -> RunConfig:
+    """Find what the source holds, and note it in the metadata where only the order tells."""
+    kinds = ", ".join(RUN_CONFIGS)
+    if "model" not in metadata and order.model is not None:
+        config = load_config(order.model, order.config_files, ())
+        metadata.update(model=config.name, config=config_to_dict(config))
+        return config
+    if "model" not in metadata:
+        raise KmidiError(
+            f"{source} does not say what it holds; give --model ({kinds}), and --config FILE where "
+            "its sizes are not the default ones."
+        )
+    # compared as text, because metadata can hold anything
+    if str(metadata["model"]) not in RUN_CONFIGS or not isinstance(metadata.get("config"), dict):
+        raise KmidiError(f"{source} holds {metadata['model']!r:.60}, not one of {kinds}.")
+    if order.model not in (None, metadata["model"]):
+        raise KmidiError(f"{source} holds {metadata['model']!r}, not the {order.model!r} you name.")
+    if order.config_files:
+        raise KmidiError(f"{source} says itself how its model is built; leave out --config.")
+    config = config_from_dict(metadata["config"], str(source))
+    if config.name != metadata["model"]:
+        raise KmidiError(
+            f"{source} describes a {config.name!r}, not the {metadata['model']!r} it claims."
+        )
+    return config
+
+
+def _shapes(config: RunConfig, expected: ExpectedShapes, source: Path) -> Shapes:
+    try:
+        return expected(config)
+    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        # the frameworks' ways to say that a size is beyond what they count to
+        raise KmidiError(f"{source} describes a network that cannot be: {error}.") from error
+
+
+def state_shapes(shapes: Shapes, averaged: bool) -> dict[str, tuple[int, ...]]:
+    """Return the shape of everything in the training state of a network.
+
+    Args:
+        shapes: of its parameters.
+        averaged: whether the run keeps averaged weights.
+    """
+    state: dict[str, tuple[int, ...]] = {f"counters.{name}": () for name in _COUNTERS}
+    for group in (0, 1):
+        state |= {f"{_OPTIMIZER}{group}.{name}": () for name in ("step", "learning_rate")}
+    for name, shape in shapes.items():
+        state[_WEIGHTS + name] = shape
+        if averaged:
+            state[_AVERAGE + name] = shape
+        group = 0 if len(shape) >= 2 and "embedding" not in name else 1  # 0: weights that decay
+        state |= {f"{_OPTIMIZER}{group}.{name}.{moment}": shape for moment in "mv"}
+    return state
+
+
+def _weights_to_use(arrays: Arrays, metadata: dict[str, Any]) -> tuple[Arrays, str]:
+    """Take the averaged weights where there are any, else the weights, out of a training state."""
+    averaged = any(name.startswith(_AVERAGE) for name in arrays)
+    prefix = _AVERAGE if averaged else _WEIGHTS
+    weights = {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+    progression = metadata.pop("progression", {})
+    step = progression.get("step") if isinstance(progression, dict) else None
+    if step is not None:
+        metadata["step"] = step
+    kind = "averaged weights" if averaged else "weights"
+    return weights, f"these are the {kind} of a training state, at step {step}; --state takes all"
+
+
+def _check_numbers(arrays: Arrays, source: Path, whole_numbers: bool) -> None:
+    kinds = "fiu" if whole_numbers else "f"
+    strange = [name for name, array in arrays.items() if array.dtype.kind not in kinds]
+    if strange:
+        found = arrays[strange[0]].dtype
+        raise KmidiError(f"{source} holds {found} numbers in {', '.join(strange)}, not floats.")
+    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if broken:
+        raise KmidiError(f"{source} holds NaN or Inf in {', '.join(broken)}; it cannot be used.")
+
+
+def _cast(arrays: Arrays, dtype: str, source: Path) -> Arrays:
+    kind = DTYPES[dtype]
+    with np.errstate(over="ignore"):
+        cast = {name: array.astype(kind, copy=False) for name, array in arrays.items()}
+    broken = [name for name, array in cast.items() if not np.isfinite(array).all()]
+    if broken:
+        raise KmidiError(f"{source} holds numbers too large for {dtype} in {', '.join(broken)}.")
+    return cast
+
+
+def _write(path: Path, arrays: Arrays, metadata: dict[str, Any]) -> None:
+    if path.suffix not in torch_file.SUFFIXES:
+        checkpoint.save_arrays(path, arrays, metadata)
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KmidiError(f"cannot make the folder {path.parent}: {error.strerror}.") from error
+    version = {"format_version": checkpoint.FORMAT_VERSION}
+    torch_file.write_torch_file(path, arrays, version | metadata)
