@@ -8,13 +8,15 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx import emotion as emotions
+from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.command import CommandParser, make_room, run
-from kmidi_mlx.config import SamplingConfig
+from kmidi_mlx.config import MidiGeneratorConfig, SamplingConfig
 from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.console import Progress
 from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
@@ -28,9 +30,38 @@ DEFAULT_CHECKPOINT = Path("checkpoints/midi_generator")
 LONGEST_SECONDS = 3600.0
 
 
+class Engine(NamedTuple):
+    """What opens a checkpoint in a framework and what writes with the model in it."""
+
+    load_generator: Callable[[Path], Loaded[Any, MidiGeneratorConfig]]
+    generate: Callable[..., NDArray[np.uint16]]
+
+
 def main(argv: list[str]) -> int:
     """Parse the flags, write the piece, say what was written."""
-    args = _parser().parse_args(argv)
+    return compose(command_parser("kmidi generate").parse_args(argv), _mlx)
+
+
+def _mlx() -> Engine:
+    from kmidi_mlx.generation.generator import generate
+    from kmidi_mlx.models.loading import load_generator
+
+    return Engine(load_generator, generate)
+
+
+def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
+    """Write the piece that is asked for and say what was written.
+
+    Args:
+        args: of `command_parser`.
+        engine: loads the framework; called late, so that wrong flags answer before it.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        KmidiError: for wrong flags and files that cannot be used.
+    """
     if args.out.suffix.lower() not in (".mid", ".midi"):
         raise KmidiError(f"--out {args.out}: give a name that ends in .mid.")
     if args.wav is not None and args.wav.suffix.lower() != ".wav":
@@ -51,10 +82,7 @@ def main(argv: list[str]) -> int:
 
     play = _player(args.soundfont) if args.wav is not None else None
 
-    # imported late, so that wrong flags answer before the framework loads
-    from kmidi_mlx.generation.generator import generate
-    from kmidi_mlx.models.loading import load_generator
-
+    load_generator, generate = engine()
     loaded = load_generator(args.checkpoint)
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
@@ -118,8 +146,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="kmidi generate", description="Write piano music as a MIDI file.")
+def command_parser(prog: str) -> CommandParser:
+    """Return the parser of the flags that `compose` reads; `prog` is the command in the help."""
+    parser = CommandParser(prog=prog, description="Write piano music as a MIDI file.")
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="MIDI file to write"
     )

@@ -6,57 +6,14 @@ draw is a handful of kernels and the same seed gives the same music in every fra
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import mlx.core as mx
-import numpy as np
-from numpy.typing import NDArray
 
-from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.music import grammar
 from kmidi_mlx.music.events import VOCABULARY_SIZE
+from kmidi_mlx.music.knobs import Knobs
 
 # below every score of a working model
 LOWEST = -1e30
-
-
-class Knobs(NamedTuple):
-    """Sampling settings as one float32 array, so that changing one recompiles nothing."""
-
-    inverse_temperature: mx.array
-    first_rank: mx.array  # 388 - top_k
-    top_p: mx.array
-    min_p: mx.array
-    log_penalty: mx.array
-    guidance_scale: mx.array
-    limits: grammar.Limits
-
-
-def pack(config: SamplingConfig) -> mx.array:
-    """Put the settings into an array `(11,)` for `unpack`."""
-    greedy = config.temperature == 0.0
-    values = (
-        1.0 if greedy else 1.0 / config.temperature,
-        VOCABULARY_SIZE - (1 if greedy else config.top_k or VOCABULARY_SIZE),
-        config.top_p,
-        config.min_p,
-        float(np.log(config.repetition_penalty)),
-        config.guidance_scale,
-        *grammar.limits_of(config),
-    )
-    return mx.array(values, dtype=mx.float32)
-
-
-def unpack(packed: mx.array) -> Knobs:
-    """Name the entries of a packed array; each is a `(1,)` view."""
-    parts = [packed[i : i + 1] for i in range(packed.shape[0])]
-    limits = grammar.Limits(*parts[-len(grammar.Limits._fields) :])
-    return Knobs._make([*parts[: -len(limits)], limits])
-
-
-def gumbel_noise(rng: np.random.Generator, count: int) -> NDArray[np.float32]:
-    """Noise `(count, 388)`: adding it to logits and taking the largest draws from their softmax."""
-    return rng.gumbel(size=(count, VOCABULARY_SIZE)).astype(np.float32)
 
 
 def draw(
@@ -70,7 +27,7 @@ def draw(
 
     Args:
         logits: `(rows, 388)`; two rows are the conditional and the unconditional model.
-        noise: `(388,)` from `gumbel_noise`.
+        noise: `(388,)` from `kmidi_mlx.music.knobs.gumbel_noise`; zeros: greedy.
         state: grammar state after all earlier events.
         knobs: settings.
         table: grammar constants.

@@ -135,7 +135,10 @@ def limits_of(config: SamplingConfig) -> Limits:
 
 
 def advance(state: Any, event: Any, table: Tables, xp: Any) -> Any:
-    """State after `event`, a `(1,)` integer array; input-only ids change nothing."""
+    """State after `event`, a `(1,)` integer array; input-only ids change nothing.
+
+    A graph that is exported to ONNX needs it as int64: there nothing else may be an index.
+    """
     effect = table.effects[event]
     keep, add, hit, partner, carry, put = (effect[0, :, i : i + 1] for i in range(6))
     changed = state * keep + add * (state >= table.floor)

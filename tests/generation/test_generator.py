@@ -33,6 +33,7 @@ from kmidi_mlx.music.events import (
     encode,
     first_violation,
 )
+from kmidi_mlx.music.knobs import gumbel_noise, pack, unpack
 from kmidi_mlx.music.notes import Notes
 
 TINY = MidiTransformerConfig(
@@ -114,12 +115,12 @@ class PlainLoop:
         )
         cross = self.model.cross_keys_values(conditions)
         logits = self.model.extend(mx.array([[self.last]] * self.rows), self.cache, cross)[:, 0]
-        noise = sampler.gumbel_noise(self.rng, 1)[0]
+        noise = gumbel_noise(self.rng, 1)[0]
         self.last = sampler.draw(
             logits,
             mx.array(noise if self.sampling.temperature > 0 else np.zeros_like(noise)),
             mx.array(self.state),
-            sampler.unpack(sampler.pack(self.sampling)),
+            unpack(mx.array(pack(self.sampling))),
             grammar.Tables(*(mx.array(part) for part in TABLE)),
         ).item()
         self.state = grammar.advance(self.state, np.array([self.last]), TABLE, np)

@@ -13,6 +13,7 @@ from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.generation import sampler
 from kmidi_mlx.music import grammar
 from kmidi_mlx.music.events import NOTE_OFF, TIME_SHIFT, VELOCITY, VOCABULARY_SIZE
+from kmidi_mlx.music.knobs import gumbel_noise, pack, unpack
 
 TABLE = grammar.tables()
 MLX_TABLE = [mx.array(part) for part in TABLE]
@@ -38,12 +39,12 @@ configs = st.builds(
 def compiled_draw(
     logits: mx.array, noise: mx.array, state: mx.array, knobs: mx.array, table: list[mx.array]
 ) -> mx.array:
-    return sampler.draw(logits, noise, state, sampler.unpack(knobs), grammar.Tables(*table))
+    return sampler.draw(logits, noise, state, unpack(knobs), grammar.Tables(*table))
 
 
 def draw(logits: Logits, noise: Logits, state: State, config: SamplingConfig) -> int:
     event = compiled_draw(
-        mx.array(logits), mx.array(noise), mx.array(state), sampler.pack(config), MLX_TABLE
+        mx.array(logits), mx.array(noise), mx.array(state), mx.array(pack(config)), MLX_TABLE
     )
     assert event.shape == (1,)
     assert event.dtype == mx.int32
@@ -103,7 +104,7 @@ def test_a_draw_equals_the_slow_law(
 ) -> None:
     rng, state = np.random.default_rng(seed), random_state(seed, config)
     logits = (scale * rng.normal(size=(rows, VOCABULARY_SIZE))).astype(np.float32)
-    noise = sampler.gumbel_noise(rng, 1)[0]
+    noise = gumbel_noise(rng, 1)[0]
     law = slow_law(logits, state, config)
     slow = {event: math.log(chance) + float(noise[event]) for event, chance in law.items()}
     event = draw(logits, noise, state, config)
@@ -125,8 +126,8 @@ def test_many_draws_follow_the_law(config: SamplingConfig) -> None:
     rng, state = np.random.default_rng(1), state_after(VELOCITY + 9, 60, TIME_SHIFT + 9)
     logits = (2 * rng.normal(size=(1, VOCABULARY_SIZE))).astype(np.float32)
     law = slow_law(logits, state, config)
-    fixed = [mx.array(logits), mx.array(state), sampler.pack(config)]
-    noises = mx.array(sampler.gumbel_noise(rng, count))
+    fixed = [mx.array(logits), mx.array(state), mx.array(pack(config))]
+    noises = mx.array(gumbel_noise(rng, count))
     drawn = [
         compiled_draw(fixed[0], noises[i], fixed[1], fixed[2], MLX_TABLE) for i in range(count)
     ]
@@ -135,14 +136,6 @@ def test_many_draws_follow_the_law(config: SamplingConfig) -> None:
     for event, chance in law.items():
         spread = math.sqrt(count * chance * (1 - chance))
         assert abs(counts[event] - count * chance) < 5 * spread + 3, event
-
-
-def test_gumbel_noise_is_standard() -> None:
-    noise = sampler.gumbel_noise(np.random.default_rng(0), 500)
-    assert noise.shape == (500, VOCABULARY_SIZE)
-    assert noise.dtype == np.float32
-    assert noise.mean() == pytest.approx(0.5772, abs=0.01)
-    assert noise.std() == pytest.approx(math.pi / math.sqrt(6), abs=0.01)
 
 
 @settings(max_examples=40, deadline=None)
@@ -163,7 +156,7 @@ def test_the_sharpest_settings_leave_one_event(changes: dict[str, float]) -> Non
     logits = rng.normal(size=(1, VOCABULARY_SIZE)).astype(np.float32)
     config = SamplingConfig(**{**vars(FREE), **changes})
     best = np.where(allowed(state, config), logits[0], -np.inf).argmax()
-    for noise in sampler.gumbel_noise(rng, 20):
+    for noise in gumbel_noise(rng, 20):
         assert draw(logits, noise, state, config) == best
 
 
@@ -173,14 +166,14 @@ def test_equal_events_are_cut_together() -> None:
     logits = np.full((1, VOCABULARY_SIZE), -5.0, np.float32)
     logits[0, [40, 60, 80]] = 1.0
     config = SamplingConfig(temperature=1.0, top_k=2, top_p=1.0)
-    drawn = {draw(logits, noise, state, config) for noise in sampler.gumbel_noise(rng, 60)}
+    drawn = {draw(logits, noise, state, config) for noise in gumbel_noise(rng, 60)}
     assert drawn == {40, 60, 80}
 
 
 def test_everything_equal_draws_from_everything() -> None:
     state, rng = state_after(VELOCITY + 9), np.random.default_rng(4)
     logits = np.zeros((1, VOCABULARY_SIZE), np.float32)
-    drawn = {draw(logits, noise, state, FREE) for noise in sampler.gumbel_noise(rng, 600)}
+    drawn = {draw(logits, noise, state, FREE) for noise in gumbel_noise(rng, 600)}
     assert drawn <= set(range(21, 109))
     assert len(drawn) > 80
 
@@ -222,7 +215,7 @@ def test_whatever_the_logits_the_event_is_allowed(
     logits = rng.choice(np.array(values, np.float32), size=(rows, VOCABULARY_SIZE))
     if seed % 2:
         logits[:, rng.integers(0, VOCABULARY_SIZE, 300)] = 1.0
-    noise = sampler.gumbel_noise(rng, 1)[0]
+    noise = gumbel_noise(rng, 1)[0]
     assert allowed(state, config)[draw(logits, noise, state, config)]
 
 
@@ -231,29 +224,15 @@ def test_an_unusable_logit_is_the_unlikeliest(value: float) -> None:
     state, rng = state_after(VELOCITY + 9), np.random.default_rng(5)
     logits = np.full((1, VOCABULARY_SIZE), value, np.float32)
     logits[0, [50, 70]] = [-8.0, -9.0]
-    drawn = {draw(logits, noise, state, FREE) for noise in sampler.gumbel_noise(rng, 60)}
+    drawn = {draw(logits, noise, state, FREE) for noise in gumbel_noise(rng, 60)}
     assert drawn == {50, 70}
 
 
 def test_half_precision_logits_are_drawn_in_single_precision() -> None:
     state, rng = state_after(VELOCITY + 9), np.random.default_rng(6)
     logits = rng.normal(size=(1, VOCABULARY_SIZE)).astype(np.float16)
-    noise = sampler.gumbel_noise(rng, 1)[0]
+    noise = gumbel_noise(rng, 1)[0]
     config = SamplingConfig(temperature=0.9)
     assert draw(logits, noise, state, config) == draw(
         logits.astype(np.float32), noise, state, config
     )
-
-
-@given(configs)
-def test_packing_keeps_every_setting(config: SamplingConfig) -> None:
-    knobs = sampler.unpack(sampler.pack(config))
-    greedy = config.temperature == 0
-    assert all(part.shape == (1,) for part in (*knobs[:6], *knobs.limits))
-    assert knobs.inverse_temperature.item() == pytest.approx(1 / (config.temperature or 1))
-    assert knobs.first_rank.item() == 388 - (1 if greedy else config.top_k or 388)
-    assert knobs.top_p.item() == pytest.approx(config.top_p)
-    assert knobs.min_p.item() == pytest.approx(config.min_p)
-    assert knobs.log_penalty.item() == pytest.approx(math.log(config.repetition_penalty), abs=1e-6)
-    assert knobs.guidance_scale.item() == pytest.approx(config.guidance_scale)
-    assert [limit.item() for limit in knobs.limits] == list(grammar.limits_of(config))

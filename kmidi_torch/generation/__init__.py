@@ -1,0 +1,1 @@
+"""Generation in PyTorch: the same music as `kmidi_mlx.generation`, event for event."""

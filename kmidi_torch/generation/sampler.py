@@ -1,0 +1,62 @@
+"""Drawing the next event inside the model's graph: guidance, penalty, mask, top-k, top-p, min-p.
+
+One sort serves all three cuts, and the randomness is Gumbel noise drawn ahead on the host, so a
+draw is a handful of kernels and the same seed gives the same music in every framework.
+
+No shape depends on a value, so that a draw can go into an exported graph.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kmidi_mlx.music import grammar
+from kmidi_mlx.music.events import VOCABULARY_SIZE
+from kmidi_mlx.music.knobs import Knobs
+
+# below every score of a working model
+LOWEST = -1e30
+
+
+def draw(
+    logits: Tensor,
+    noise: Tensor,
+    state: Tensor,
+    knobs: Knobs,
+    table: grammar.Tables,
+) -> Tensor:
+    """Draw one allowed event, whatever the logits: what is no number is the unlikeliest.
+
+    Args:
+        logits: `(rows, 388)`; two rows are the conditional and the unconditional model.
+        noise: `(388,)` from `kmidi_mlx.music.knobs.gumbel_noise`; zeros: greedy.
+        state: grammar state after all earlier events.
+        knobs: settings.
+        table: grammar constants.
+
+    Returns:
+        `(1,)` int32 event id.
+    """
+    scores = logits[:1].float()
+    if logits.shape[0] == 2:
+        plain = logits[1:].float()
+        scores = plain + knobs.guidance_scale * (scores - plain)
+    recent = state[grammar.RECENT : grammar.RECENT + 1]
+    scores = (scores - knobs.log_penalty * recent) * knobs.inverse_temperature
+    # above minus infinity, so that whatever is allowed beats all that is not; NaN is above nothing
+    scores = torch.where(scores > LOWEST, scores, LOWEST)
+    scores = torch.where(grammar.allowed(state, knobs.limits, table, torch), scores, -torch.inf)
+    ranked = torch.sort(scores, dim=-1).values
+    share = torch.softmax(ranked, dim=-1)
+    above = 1.0 - torch.cumsum(share, dim=-1)
+    kept = (
+        (table.ids >= knobs.first_rank)
+        & (above < knobs.top_p)
+        & (share >= knobs.min_p * share[:, -1:])
+    )
+    # rounding in the running sum must never drop the likeliest event
+    kept = kept | (table.ids == VOCABULARY_SIZE - 1)
+    cut = torch.where(kept, ranked, torch.inf).amin(dim=-1, keepdim=True)
+    chosen = torch.argmax(torch.where(scores >= cut, scores + noise, -torch.inf), dim=-1)
+    return chosen.to(torch.int32)
