@@ -42,8 +42,9 @@ def modulated_norm(x: Tensor, modulation: Modulation, eps: float) -> Tensor:
         eps: added to the variance.
     """
     gain, bias = modulation
-    if x.shape[0] == 1:
-        # one row: the norm's own gain and bias take it in the same kernel
+    if not torch.compiler.is_exporting() and x.shape[0] == 1:
+        # one row: the norm's own gain and bias take it in the same kernel; what is exported keeps
+        # them apart, since other runtimes take only constants there
         return functional.layer_norm(x, x.shape[-1:], gain.reshape(-1), bias.reshape(-1), eps)
     return functional.layer_norm(x, x.shape[-1:], None, None, eps) * gain[:, None] + bias[:, None]
 

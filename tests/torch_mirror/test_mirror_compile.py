@@ -7,10 +7,15 @@ from typing import Any
 
 import pytest
 
-from kmidi_mlx.config import MidiTransformerConfig, SpectocloudVitConfig
+from kmidi_mlx.config import (
+    EmotionRecognizerModelConfig,
+    MidiTransformerConfig,
+    SpectocloudVitConfig,
+)
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install torch==2.13.0 (CPU build)")
 
+from kmidi_torch.models.emotion_recognizer import EmotionRecognizer  # noqa: E402
 from kmidi_torch.models.kv_cache import KVCache  # noqa: E402
 from kmidi_torch.models.midi_transformer import Conditions, EmotionMIDITransformer  # noqa: E402
 from kmidi_torch.models.spectocloud_vit import SpectocloudViT  # noqa: E402
@@ -107,6 +112,26 @@ def test_training_the_spectocloud_network_is_one_graph(shift: bool) -> None:
 
     def loss(*given: Any) -> Any:
         return model(*given, model.constants(50)).square().mean()
+
+    gradients = []
+    for run in (loss, compiled(loss)):
+        model.zero_grad()
+        run(*given).backward()
+        gradients.append([weight.grad.clone() for weight in model.parameters()])
+    for plain, graph in zip(*gradients, strict=True):
+        torch.testing.assert_close(graph, plain)
+
+
+def test_training_the_recogniser_is_one_graph() -> None:
+    model = EmotionRecognizer(
+        EmotionRecognizerModelConfig(n_mels=16, dim=24, labels=("happy", "sad"), num_cues=5)
+    )
+    model.initialise(0)
+    given = torch.rand(2, 50, model.bands), torch.tensor([50, 20]), torch.rand(2, 48)
+
+    def loss(*given: Any) -> Any:
+        found = model(*given)
+        return sum(part.square().mean() for part in (found.numbers, found.logits, found.cues))
 
     gradients = []
     for run in (loss, compiled(loss)):
