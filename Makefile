@@ -4,24 +4,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# what the main job needs, and beside it what tests, lint and types need (PyTorch is large)
 INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
 
 .PHONY: run test slow lint types check clean
 
 run: $(INSTALLED)
 	$(BIN)/python -m kmidi_mlx.hello --out out
 
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	$(BIN)/python -m pytest
 
-slow: $(INSTALLED)
+slow: $(DEVELOPED)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(INSTALLED)
+lint: $(DEVELOPED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+types: $(DEVELOPED)
 	$(BIN)/mypy
 
 check: lint types test
@@ -29,8 +32,12 @@ check: lint types test
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"kmidi needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) -e '.[audio,cloud]'
 	touch $(INSTALLED)
+
+$(DEVELOPED): $(INSTALLED)
+	$(PIP) -e '.[dev]'
+	touch $(DEVELOPED)
 
 clean:
 	rm -rf $(VENV) out

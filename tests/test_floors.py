@@ -16,20 +16,23 @@ PACKAGE = Path(kmidi_mlx.__file__).parent
 FRAMEWORK_FLOORS = ("models", "generation", "training", "evaluation")
 COMMANDS = (
     "train", "generate", "picture", "evaluate", "evaluate_kinds", "prepare", "prepare_kinds",
-    "hello", "__main__",
+    "hello", "convert", "__main__",
 )  # fmt: skip
 
 # the floor of every room, as in docs/architecture.md
 FLOORS = {
     **dict.fromkeys(
         ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion",
-         "emotion_flags", "atomic", "command", "console", "blas"), 0,
+         "emotion_flags", "atomic", "command", "console", "blas", "torch_file", "torch_pickler",
+         "torch_unpickler", "quantization", "adapter"), 0,
     ),
-    **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint"), 1),
+    **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint", "checkpoint_model",
+                     "conversion"), 1),
     "data": 2,
-    **dict.fromkeys(("models", "generation"), 3),
+    **dict.fromkeys(("models", "generation", "runs"), 3),
     **dict.fromkeys(("training", "evaluation"), 4),
     **dict.fromkeys(COMMANDS, 5),
+    "live": 5,
 }  # fmt: skip
 
 IMPORT_WITHOUT_FRAMEWORKS = """
