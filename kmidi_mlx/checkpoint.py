@@ -2,6 +2,7 @@
 
     config.yaml            the whole resolved configuration
     best.safetensors       weights to use, with metadata
+    best.pt                the same, as `kmidi convert` writes it for PyTorch
     last/state.safetensors weights, averages, optimiser state; counters in its metadata
     metrics.jsonl          one line per log step and evaluation
     samples/               what the model wrote at evaluations
@@ -35,6 +36,7 @@ from kmidi_mlx.torch_file import Arrays, StoredArrays
 
 FORMAT_VERSION = 1
 BEST = "best.safetensors"
+BEST_TORCH = "best.pt"
 LAST = "last/state.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"

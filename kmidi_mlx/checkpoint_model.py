@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,13 +15,16 @@ from kmidi_mlx.config_file import config_from_dict
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.torch_file import Arrays
 
-__all__ = ["GENERATOR_HINT", "Loaded", "Weights", "label_temperature", "open_weights"]
+__all__ = [
+    "GENERATOR_HINT", "Loaded", "Weights", "built", "label_temperature", "open_weights",
+]  # fmt: skip
 
 #: Where a person without a checkpoint finds a generator.
 GENERATOR_HINT = " (`kmidi hello` leaves a small one in out/hello/model)"
 
 Model = TypeVar("Model")
 Config = TypeVar("Config", bound=RunConfig)
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -71,11 +74,29 @@ class Weights(Generic[Config]):
         return Loaded(model, self.config, self.metadata, self.path)
 
 
+def built(make: Callable[[], Made], source: Path) -> Made:
+    """Return what `make` makes of the sizes that a file tells.
+
+    Args:
+        make: builds a network, or only its shapes.
+        source: the file, for the complaint.
+
+    Raises:
+        KmidiError: when there can be no such network.
+    """
+    try:
+        return make()
+    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        # the frameworks' ways to say that a size is beyond what they count to
+        raise KmidiError(f"{source} describes a network that cannot be: {error}.") from error
+
+
 def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Config]:
     """Read the weights of one kind of model.
 
     Args:
-        path: a checkpoint folder (its `best.safetensors`) or a file made by kmidi.
+        path: a checkpoint folder (its `best.safetensors`, or else its `best.pt`) or a file made by
+            kmidi.
         kind: configuration of the model that is wanted.
         hint: added to the complaint that there is no checkpoint.
 
@@ -83,6 +104,8 @@ def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Conf
         KmidiError: when there is no checkpoint, or it is damaged, newer or of another model.
     """
     file = path / checkpoint.BEST if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / checkpoint.BEST_TORCH).exists():
+        file = path / checkpoint.BEST_TORCH
     if not file.exists():
         raise KmidiError(
             f"no such checkpoint: {file}; train one with `kmidi train --model {kind.name}`, or "
@@ -95,7 +118,10 @@ def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Conf
             f"a {kind.name!r} is needed here."
         )
     if not isinstance(metadata.get("config"), dict):
-        raise KmidiError(f"{file} does not say how its model is built; it cannot be used.")
+        raise KmidiError(
+            f"{file} does not say how its model is built; `kmidi convert --model "
+            "NAME --config FILE` can add it."
+        )
     config = config_from_dict(metadata["config"], str(file))
     if not isinstance(config, kind):
         raise KmidiError(f"{file} describes a {config.name!r}, not the {kind.name!r} it claims.")

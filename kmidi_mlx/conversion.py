@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from kmidi_mlx import checkpoint, torch_file
+from kmidi_mlx.checkpoint_model import built
 from kmidi_mlx.config import RUN_CONFIGS, RunConfig
 from kmidi_mlx.config_file import config_from_dict, config_to_dict, load_config
 from kmidi_mlx.errors import KmidiError
@@ -100,7 +101,7 @@ def convert(order: Order, expected: ExpectedShapes) -> Converted:
         arrays, wrappers = _without_wrappers(arrays, source)
         notices += wrappers
     config = _config(order, metadata, source)
-    shapes = _shapes(config, expected, source)
+    shapes = built(lambda: expected(config), source)
     if order.state:
         averaged = any(name.startswith(_AVERAGE) for name in arrays)
         checkpoint.check_names(source, arrays, state_shapes(shapes, averaged))
@@ -206,14 +207,6 @@ def _config(order: Order, metadata: dict[str, Any], source: Path) -> RunConfig:
             f"{source} describes a {config.name!r}, not the {metadata['model']!r} it claims."
         )
     return config
-
-
-def _shapes(config: RunConfig, expected: ExpectedShapes, source: Path) -> Shapes:
-    try:
-        return expected(config)
-    except (TypeError, ValueError, OverflowError, RuntimeError, MemoryError) as error:
-        # the frameworks' ways to say that a size is beyond what they count to
-        raise KmidiError(f"{source} describes a network that cannot be: {error}.") from error
 
 
 def state_shapes(shapes: Shapes, averaged: bool) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, open_weights
+from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, built, open_weights
 from kmidi_mlx.config import (
     EmotionRecognizerConfig,
     MidiGeneratorConfig,
@@ -19,6 +19,7 @@ from kmidi_mlx.config import (
 from kmidi_torch.models.emotion_recognizer import EmotionRecognizer
 from kmidi_torch.models.midi_transformer import EmotionMIDITransformer
 from kmidi_torch.models.spectocloud_vit import SpectocloudViT
+from kmidi_torch.parameter_shapes import parameter_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 Config = TypeVar("Config", bound=RunConfig)
@@ -77,8 +78,9 @@ def _load(
     hint: str = "",
 ) -> Loaded[Model, Config]:
     weights = open_weights(path, kind, hint)
+    # shapes first: a file may describe more than there is memory for
+    weights.check(built(lambda: parameter_shapes(lambda: build(weights.config)), weights.path))
     model = build(weights.config)
-    weights.check({name: tuple(value.shape) for name, value in model.state_dict().items()})
     # torch makes its own copies: numpy's arrays may be views of a file that is read only
     model.load_state_dict({name: torch.tensor(value) for name, value in weights.arrays.items()})
     model.to(device=device, dtype=dtype).eval()

@@ -10,7 +10,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx.utils import tree_flatten, tree_map
 
-from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, open_weights
+from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, built, open_weights
 from kmidi_mlx.config import (
     EmotionRecognizerConfig,
     MidiGeneratorConfig,
@@ -72,7 +72,7 @@ def _load(
     hint: str = "",
 ) -> Loaded[Model, Config]:
     weights = open_weights(path, kind, hint)
-    model = build(weights.config)
+    model = built(lambda: build(weights.config), weights.path)
     weights.check({name: array.shape for name, array in tree_flatten(model.parameters())})
     model.load_weights([(name, mx.array(array)) for name, array in weights.arrays.items()])
     wanted = dtype or default_dtype()

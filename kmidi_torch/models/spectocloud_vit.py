@@ -69,12 +69,6 @@ class Constants:
     queries: Tensor
 
 
-@torch.compiler.assume_constant_result
-def _codes(count: int) -> Tensor:
-    """Point codes as a tensor, a constant in a compiled graph."""
-    return torch.tensor(point_codes(count))
-
-
 class DecoderLayer(nn.Module):
     """Points look at the encoder's tokens; they do not look at each other."""
 
@@ -137,6 +131,10 @@ class SpectocloudViT(nn.Module):
         self.modulation = nn.Linear(config.condition_dim, 2 * sum(self._modulated_dims()))
         self.head = nn.Linear(config.decoder_dim, len(CHANNELS))
         self.checkpoint_blocks = False  # recompute activations in training to save memory
+        # a buffer, so that a compiled graph finds a constant
+        self._codes: Tensor
+        codes = torch.tensor(point_codes(LEVELS_OF_DETAIL[-1]))
+        self.register_buffer("_codes", codes, persistent=False)
 
     def _map(self, stage: int) -> tuple[int, int]:
         side = self.config.patch_size * 2**stage
@@ -229,9 +227,9 @@ class SpectocloudViT(nn.Module):
         """
         weight = self.query_in.weight
         if isinstance(points, int):
-            codes = _codes(points).to(weight)
+            codes = torch.tensor(point_codes(points)).to(weight)
         else:
-            codes = _codes(LEVELS_OF_DETAIL[-1]).to(weight)[points]
+            codes = self._codes.to(weight)[points]
         activation = ACTIVATIONS[self.config.activation]
         queries = self.query_codes(codes) + self.query_out(activation(self.query_in(codes)))
         return Constants(

@@ -20,7 +20,6 @@ ONLY_IN_TORCH = {
     "checkpoint(block)",
     "rope(x, base, offset)",
     "scaled_dot_product_attention(queries, keys, values, scale, mask, sinks)",
-    "_codes(count)",
 }
 # layers of quantised weights are MLX's own
 ONLY_IN_MLX = {"_plain_weight(linear)"}
