@@ -37,21 +37,22 @@ from kmidi_mlx.config_file import load_config
 from kmidi_mlx.console import Progress
 from kmidi_mlx.data.audio_emotion import Recordings, cache_folder, hearing_of, spectrograms
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.evaluation.emotion_measures import (
+from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
+from kmidi_mlx.models.emotion_recognizer_stream import EmotionStream
+from kmidi_mlx.music.midi_file import read_midi
+from kmidi_mlx.music.mood import cell_statistics
+from kmidi_mlx.music.mood_fit import RatedPieces, cross_validate
+from kmidi_mlx.runs.emotion_measures import (
     ClipEstimates,
     calibration_of,
     label_score,
     number_scores,
     per_recording,
 )
-from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
-from kmidi_mlx.models.emotion_recognizer_stream import EmotionStream
-from kmidi_mlx.music.midi_file import read_midi
-from kmidi_mlx.music.mood import cell_statistics
-from kmidi_mlx.music.mood_fit import RatedPieces, cross_validate
-from kmidi_mlx.training.emotion_task import EmotionTask, estimate_clips, open_recordings
-from kmidi_mlx.training.schedule import learning_rate
-from kmidi_mlx.training.step import TrainStep
+from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.schedule import learning_rate
+from kmidi_mlx.training.emotion_task import EmotionTask, estimate_clips
+from kmidi_mlx.training.run import make_step
 
 COLUMNS = (
     "model",
@@ -192,16 +193,14 @@ def networks(
     with Progress((int(fold.max()) + 1) * steps, "train", "steps") as progress:
         for held_out in range(int(fold.max()) + 1):
             task = EmotionTask(config, recordings.with_split(sides(recordings, fold, held_out)))
-            step = TrainStep(
-                task.model, task.loss_sum, config.optimizer, config.training, task.positions
-            )
+            step = make_step(task)
             with task.stream(0) as batches:
                 for number in range(steps):
                     rate = learning_rate(number, steps, config.optimizer)
                     measures = step.run([next(batches)], rate)
-                    progress.advance(1, fold=held_out, loss=measures["loss"].item())
-            task.model.update(step.weights_to_use())
-            parts.append(estimate_clips(task.model, task.held_out))
+                    progress.advance(1, fold=held_out, loss=measures["loss"])
+            with step.averaged():
+                parts.append(estimate_clips(task.model, task.held_out))
             found = number_scores(per_recording(parts[-1]), recordings, np.full(3, np.nan))
             progress.note(
                 f"fold {held_out}: valence error {found['valence'].error:.3f}, arousal error "

@@ -70,7 +70,7 @@ def measure(config: MidiGeneratorConfig, steps: int) -> Row:
     losses, seconds = [], []
     for _ in range(steps + 1):
         started = time.perf_counter()
-        losses.append(step.run(batches, config.optimizer.learning_rate)["loss"].item())
+        losses.append(step.run(batches, config.optimizer.learning_rate)["loss"])
         seconds.append(time.perf_counter() - started)
     tokens = training.batch_size * training.grad_accum_steps * length
     timed = seconds[1:] or seconds

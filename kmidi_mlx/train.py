@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from kmidi_mlx.config import (
 )
 from kmidi_mlx.config_file import describe_options, load_config
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.runs.trainer import Outcome
 
 REASONS = {
     "finished": "finished",
@@ -27,9 +30,40 @@ REASONS = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is to be trained: the run, its checkpoint folder, and whether it goes on with it."""
+
+    config: RunConfig
+    out: Path
+    resume: bool
+
+
 def main(argv: list[str]) -> int:
     """Parse the flags, train, print where the result is."""
-    parser = CommandParser(prog="kmidi train", description="Train a model on this machine.")
+    parser = train_parser("kmidi train", "Train a model on this machine.")
+    args = parser.parse_args(argv)
+    if args.help_config:
+        print(describe_options(args.model))
+        return 0
+    plan = plan_run(args)
+    # imported late, so that --help and wrong flags answer at once
+    from kmidi_mlx.training.run import train_model
+
+    with interruptible() as interruption, checkpoint.exclusive(plan.out):
+        outcome = train_model(
+            plan.config,
+            plan.out,
+            plan.resume,
+            interruption,
+            lambda line: print(line, file=sys.stderr),
+        )
+    return report(outcome, plan, args.json, parser.prog)
+
+
+def train_parser(prog: str, description: str) -> CommandParser:
+    """Make a parser with the flags that training has in every framework."""
+    parser = CommandParser(prog=prog, description=description)
     parser.add_argument(
         "--model",
         choices=sorted(RUN_CONFIGS),
@@ -45,24 +79,34 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
-    args = parser.parse_args(argv)
-    if args.help_config:
-        print(describe_options(args.model))
-        return 0
+    return parser
+
+
+def plan_run(args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda out: False) -> Plan:
+    """Return what the flags of `train_parser` ask for.
+
+    Args:
+        args: parsed.
+        is_ours: whether to go on with what is in a folder, if anything is, without being told to.
+
+    Raises:
+        KmidiError: for settings that cannot be, nothing to resume, or a folder that is in use.
+    """
     out = args.out or Path("checkpoints") / args.model
     files, overrides = list(args.config_files), list(args.overrides)
     overrides += recording_overrides(args)
     if args.data is not None:
         overrides.append(f"data.path={json.dumps(args.data)}")
     started = (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists()
-    if args.resume:
+    resume = args.resume or (is_ours(out) and (out / checkpoint.CONFIG).exists())
+    if resume:
         if not (out / checkpoint.CONFIG).exists():
             raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
         files.insert(0, out / checkpoint.CONFIG)
     config = load_config(args.model, files, overrides)
-    if started and not args.resume:
+    if started and not resume:
         raise KmidiError(f"{out} already holds a run; use --resume to go on or give another --out.")
-    return _train(config, out, args.resume, args.json)
+    return Plan(config, out, resume)
 
 
 def add_recording_arguments(parser: CommandParser) -> None:
@@ -109,14 +153,15 @@ def recording_overrides(args: argparse.Namespace) -> list[str]:
     return [f"{option}={json.dumps(value)}" for option, value in used.values()]
 
 
-def _train(config: RunConfig, out: Path, resume: bool, as_json: bool) -> int:
-    # imported late, so that --help and wrong flags answer at once
-    from kmidi_mlx.training.run import train_model
+def report(outcome: Outcome, plan: Plan, as_json: bool, command: str) -> int:
+    """Print how a run ended and return the exit status.
 
-    with interruptible() as interruption, checkpoint.exclusive(out):
-        outcome = train_model(
-            config, out, resume, interruption, lambda line: print(line, file=sys.stderr)
-        )
+    Args:
+        outcome: of the run.
+        plan: the run.
+        as_json: print JSON instead of text.
+        command: the words that started it, for the advice how to go on.
+    """
     done = outcome.progression
     result = {
         "reason": outcome.reason,
@@ -128,16 +173,20 @@ def _train(config: RunConfig, out: Path, resume: bool, as_json: bool) -> int:
         "skipped_steps": outcome.skipped_steps,
         "peak_memory_gb": round(outcome.peak_memory_bytes / 1e9, 3),
         "synthetic": outcome.synthetic,
-        "checkpoint": str(out / checkpoint.BEST),
+        "checkpoint": str(plan.out / checkpoint.BEST),
     }
     if as_json:
         print(json.dumps(result))
     else:
-        _print_result(result, outcome.unit, outcome.loss_unit, config.name, out)
+        _print_result(result, outcome.unit, outcome.loss_unit)
+        if outcome.reason in ("interrupted", "time_limit"):
+            limit = " --set training.max_minutes=0" if outcome.reason == "time_limit" else ""
+            flags = f"--model {plan.config.name} --out {plan.out} --resume{limit}"
+            print(f"go on with: {command} {flags}")
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
-def _print_result(result: dict[str, Any], unit: str, loss_unit: str, model: str, out: Path) -> None:
+def _print_result(result: dict[str, Any], unit: str, loss_unit: str) -> None:
     print(
         f"{REASONS[result['reason']]} at step {result['step']} after {result['seconds']} s "
         f"and {result[unit]:,} {unit}; {result['skipped_steps']} steps skipped, "
@@ -148,9 +197,6 @@ def _print_result(result: dict[str, Any], unit: str, loss_unit: str, model: str,
         print(f"weights: {result['checkpoint']}")
     if result["synthetic"]:
         print("note: trained on synthetic practice music, not on real music")
-    if result["reason"] in ("interrupted", "time_limit"):
-        limit = " --set training.max_minutes=0" if result["reason"] == "time_limit" else ""
-        print(f"go on with: kmidi train --model {model} --out {out} --resume{limit}")
 
 
 if __name__ == "__main__":

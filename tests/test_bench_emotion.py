@@ -11,7 +11,7 @@ import pytest
 from bench import emotion
 from kmidi_mlx.data.audio_emotion import Recordings, read_recordings
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.evaluation.emotion_measures import number_scores, per_recording
+from kmidi_mlx.runs.emotion_measures import number_scores, per_recording
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ FLOORS = {
     **dict.fromkeys(
         ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion",
          "emotion_flags", "atomic", "command", "console", "blas", "torch_file", "torch_pickler",
-         "torch_unpickler", "quantization", "adapter"), 0,
+         "torch_unpickler", "quantization", "adapter", "live_config"), 0,
     ),
     **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint", "checkpoint_model",
                      "conversion"), 1),
@@ -96,7 +96,7 @@ def test_commands_load_no_framework_before_their_work() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("folder", ["kmidi_mlx", "bench", "tests"])
+@pytest.mark.parametrize("folder", ["kmidi_mlx", "kmidi_torch", "bench", "tests"])
 def test_files_stay_readable(folder: str) -> None:
     files = list((PACKAGE.parent / folder).rglob("*.py"))
     assert files

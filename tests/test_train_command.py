@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_a_run_to_resume(
 def test_metrics_that_cannot_be_written_stop_nothing(
     tmp_path: Path, flags: list[str], capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kmidi_mlx.training.tracker import JsonLinesTracker
+    from kmidi_mlx.runs.tracker import JsonLinesTracker
 
     log = JsonLinesTracker.log
 

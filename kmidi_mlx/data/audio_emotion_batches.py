@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from kmidi_mlx.audio.augment import mask_frequency, mask_time
 from kmidi_mlx.config import EmotionRecognizerConfig
 from kmidi_mlx.data.audio_emotion import Recordings, Spectrogram
-from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.errors import KmidiError
 
 __all__ = ["AudioEmotionBatches", "Clips"]
@@ -102,7 +101,6 @@ class AudioEmotionBatches:
         self._fixed = split != "train"
         self._seed = config.training.seed
         self._dropout = config.data.dropout
-        self._prefetch = config.data.prefetch
         self._pooled_dim = pooled_dim
         self._patch = config.model.patch_frames
         self._mel_bands = config.model.n_mels
@@ -181,10 +179,6 @@ class AudioEmotionBatches:
             keep=keep,
             recording=recording,
         )
-
-    def prefetch(self, first_step: int = 0) -> Prefetcher[Clips]:
-        """Return an iterator over the batches from `first_step` on, made ahead in a thread."""
-        return Prefetcher(self.batch, first_step, self._prefetch)
 
     def _fixed_cuts(self, step: int) -> list[tuple[int, Spectrogram, float]]:
         """Places, clips and the seconds at which they start."""

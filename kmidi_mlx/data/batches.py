@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx.config import MidiDataConfig
-from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.data.windows import Augmentation, Window, WindowCutter
 from kmidi_mlx.emotion import EMOTION_DIM, encode_many
@@ -155,10 +154,6 @@ class MidiBatches:
             [draw.keep_emotion for draw in draws],
             [draw.keep_harmony for draw in draws],
         )
-
-    def prefetch(self, first_step: int = 0) -> Prefetcher[Batch]:
-        """Return an iterator over the batches from `first_step` on, made ahead in a thread."""
-        return Prefetcher(self.batch, first_step, self._config.prefetch)
 
     def _fixed_draws(self, step: int) -> list[_Draw]:
         order = self._orders.get(0)

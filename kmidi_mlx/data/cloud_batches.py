@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from kmidi_mlx.data.batches import ADVICE
 from kmidi_mlx.data.cloud_shards import CloudReader
-from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.emotion import encode_many
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.spectocloud import DEFAULT_POINTS
@@ -128,15 +127,6 @@ class CloudBatches:
             point_indices=points,
             weights=weights,
         )
-
-    def prefetch(self, first_step: int = 0, depth: int = 2) -> Prefetcher[CloudBatch]:
-        """Return an iterator over the batches from `first_step` on, made ahead in a thread.
-
-        Args:
-            first_step: number of the first batch.
-            depth: batches made ahead; 0 makes each one when it is asked for.
-        """
-        return Prefetcher(self.batch, first_step, depth)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         order = self._orders.get(epoch)

@@ -57,14 +57,16 @@ def check(args: argparse.Namespace) -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure a recogniser on the recordings of a side."""
-    from kmidi_mlx.evaluation.emotion_measures import (
+    from kmidi_mlx.checkpoint_model import label_temperature
+    from kmidi_mlx.models.loading import load_recognizer
+    from kmidi_mlx.runs.emotion_measures import (
         calibration_of,
         label_score,
         number_scores,
         per_recording,
     )
-    from kmidi_mlx.models.loading import label_temperature, load_recognizer
-    from kmidi_mlx.training.emotion_task import estimate_clips, open_batches
+    from kmidi_mlx.runs.emotion_task import open_batches
+    from kmidi_mlx.training.emotion_task import estimate_clips
 
     loaded = load_recognizer(args.checkpoint)
     if loaded.notice:

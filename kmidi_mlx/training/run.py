@@ -1,4 +1,4 @@
-"""A training run from its configuration to its checkpoint folder."""
+"""A training run in MLX."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from kmidi_mlx import checkpoint
 from kmidi_mlx.blas import blas_name
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import (
@@ -17,15 +16,18 @@ from kmidi_mlx.config import (
     RunConfig,
     SpectocloudConfig,
 )
-from kmidi_mlx.config_file import save_config
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.shards import ShardReader
+from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.memory import physical_bytes, require_memory
+from kmidi_mlx.runs.run import describe_run, run_task
+from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.training.cloud_task import CloudTask
-from kmidi_mlx.training.emotion_task import EmotionTask, open_recordings
-from kmidi_mlx.training.memory import physical_bytes, require_memory
+from kmidi_mlx.training.emotion_task import EmotionTask
 from kmidi_mlx.training.midi_task import MidiTask
-from kmidi_mlx.training.tracker import JsonLinesTracker
-from kmidi_mlx.training.trainer import Outcome, Task, Trainer
+from kmidi_mlx.training.step import TrainStep
+
+AnyTask = MidiTask | CloudTask | EmotionTask
 
 
 def train_model(
@@ -53,16 +55,15 @@ def train_model(
     parameters = sum(array.size for _, array in tree_flatten(task.model.parameters()))
     available = int(config.training.memory_gb * 1e9) or physical_bytes()
     require_memory(config, parameters, available)
-    resume = resume and (folder / checkpoint.LAST).exists()
-    trainer = Trainer(task, folder, resume)
-    announce(_announcement(config, parameters, task.steps_per_epoch))
-    save_config(config, folder / checkpoint.CONFIG)
-    resume_step = trainer.progression.step if resume else None
-    trainer.trackers.append(JsonLinesTracker(folder / checkpoint.METRICS, resume_step))
-    return trainer.train(interruption)
+    on_cpu = mx.default_device().type != mx.DeviceType.gpu
+    place = f"the CPU ({blas_name()})" if on_cpu else "the GPU"
+    announcement = describe_run(
+        config, parameters, task.steps_per_epoch, place, on_cpu, "the first step compiles"
+    )
+    return run_task(task, make_step(task), folder, resume, interruption, announcement, announce)
 
 
-def make_task(config: RunConfig) -> Task:
+def make_task(config: RunConfig) -> AnyTask:
     """The model and data of a run.
 
     Raises:
@@ -77,20 +78,7 @@ def make_task(config: RunConfig) -> Task:
     raise TypeError(f"there is no task for {type(config).__name__}")
 
 
-def _announcement(config: RunConfig, parameters: int, steps_per_epoch: int) -> str:
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    place = "the GPU" if on_gpu else f"the CPU ({blas_name()})"
-    line = (
-        f"{config.name}: {parameters / 1e6:.1f}M parameters, {steps_per_epoch} steps an epoch, "
-        f"{config.training.precision} on {place}; the first step compiles"
-    )
-    if not on_gpu and config.training.precision != "fp32":
-        line += "\nhint: half precision is slow on a CPU; add --set training.precision=fp32"
-    steps = min(config.training.max_steps, config.training.epochs * steps_per_epoch)
-    warmup = config.optimizer.warmup_steps
-    if warmup > steps // 2:
-        line += (
-            f"\nhint: this run has {steps} steps and warms up for {warmup} of them; with so little "
-            f"data add --set optimizer.warmup_steps={max(1, steps // 20)} and more training.epochs"
-        )
-    return line
+def make_step(task: AnyTask) -> TrainStep:
+    """The optimiser step of a task."""
+    config = task.config
+    return TrainStep(task.model, task.loss_sum, config.optimizer, config.training, task.positions)

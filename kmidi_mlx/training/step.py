@@ -7,23 +7,35 @@ gradient holds NaN or Inf changes nothing but the counters.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn, optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from numpy.typing import NDArray
 
 from kmidi_mlx.config import OptimizerConfig, TrainingConfig
+from kmidi_mlx.runs.step_rules import (
+    FIRST_LOSS_SCALE,
+    LARGEST_LOSS_SCALE,
+    SCALE_GROWTH_STEPS,
+    decays,
+)
+from kmidi_mlx.runs.task import Numbers
+from kmidi_mlx.torch_file import Arrays
 
 DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
-FIRST_LOSS_SCALE = 2.0**12
-LARGEST_LOSS_SCALE = 2.0**16
-# good steps before the loss scale is doubled
-SCALE_GROWTH_STEPS = 500
 
 Batch = dict[str, mx.array]
 LossSum = Callable[[nn.Module, Batch], tuple[mx.array, mx.array]]
+
+
+def to_arrays(staged: Mapping[str, NDArray[Any]]) -> Batch:
+    """Hand numpy arrays to MLX."""
+    return {name: mx.array(value) for name, value in staged.items()}
 
 
 def make_optimizer(config: OptimizerConfig) -> optimizers.MultiOptimizer:
@@ -38,10 +50,10 @@ def make_optimizer(config: OptimizerConfig) -> optimizers.MultiOptimizer:
             bias_correction=True,
         )
 
-    def decays(path: str, weight: mx.array) -> bool:
-        return weight.ndim >= 2 and "embedding" not in path
-
-    return optimizers.MultiOptimizer([adamw(config.weight_decay), adamw(0.0)], [decays])
+    return optimizers.MultiOptimizer(
+        [adamw(config.weight_decay), adamw(0.0)],
+        [lambda path, weight: decays(path, weight.ndim)],
+    )
 
 
 class TrainStep:
@@ -93,12 +105,12 @@ class TrainStep:
         self._more = mx.compile(self._more_graph, inputs=[self.model.state, self.counters])
         self._apply = mx.compile(self._apply_graph, inputs=state, outputs=state)
 
-    def run(self, micro_batches: list[Batch], learning_rate: float) -> dict[str, mx.array]:
-        """Do one optimiser step over micro-batches and return its evaluated measures.
+    def run(self, micro_batches: list[Batch], learning_rate: float) -> Numbers:
+        """Do one optimiser step over micro-batches.
 
         Returns:
             `loss` (mean over weighted positions), `weight` (their number), `grad_norm` (before
-            clipping), `finite` (False: the step was skipped).
+            clipping), `finite` (0: the step was skipped).
         """
         gradients, loss, weight = self._gradients(micro_batches[0])
         for batch in micro_batches[1:]:
@@ -113,7 +125,7 @@ class TrainStep:
             "finite": finite,
         }
         mx.eval(measures, self.model.state, self.optimizer.state, self.average, self.counters)
-        return measures
+        return {name: value.item() for name, value in measures.items()}
 
     def _gradients_graph(self, batch: Batch) -> tuple[Any, mx.array, mx.array]:
         scale = self.counters["loss_scale"] / self._positions
@@ -186,26 +198,59 @@ class TrainStep:
             finite, counters["skipped_steps"], counters["skipped_steps"] + 1
         )
 
-    def weights_to_use(self) -> dict[str, Any]:
-        """Averaged weights where averaging is on, else the weights."""
+    @property
+    def bad_steps(self) -> int:
+        """Steps in a row, up to the last one, that gave NaN or Inf."""
+        return int(self.counters["bad_steps"].item())
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps of the run that gave NaN or Inf and changed nothing."""
+        return int(self.counters["skipped_steps"].item())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Most memory that MLX has allocated so far."""
+        return mx.get_peak_memory()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model hold the weights to use: averaged ones where averaging is on."""
+        trained = self.model.parameters()
+        self.model.update(self._to_use())
+        try:
+            yield
+        finally:
+            self.model.update(trained)
+
+    def _to_use(self) -> dict[str, Any]:
         tree: dict[str, Any] = self.average or self.model.parameters()
         return tree
 
-    def state_arrays(self) -> dict[str, mx.array]:
-        """Everything a resume needs, flat and named."""
-        trees = {
-            "weights": self.model.parameters(),
-            "average": self.average,
-            "optimizer": self.optimizer.state,
-            "counters": self.counters,
-        }
-        return dict(tree_flatten(trees))
+    def weights_to_use(self) -> Arrays:
+        """Averaged weights where averaging is on, else the weights; by name."""
+        return _as_numpy(self._to_use())
 
-    def load_state_arrays(self, arrays: dict[str, mx.array]) -> None:
+    def state_arrays(self) -> Arrays:
+        """Everything a resume needs, flat and named."""
+        return _as_numpy(
+            {
+                "weights": self.model.parameters(),
+                "average": self.average,
+                "optimizer": self.optimizer.state,
+                "counters": self.counters,
+            }
+        )
+
+    def load_state_arrays(self, arrays: Arrays) -> None:
         """Take over arrays made by `state_arrays` of an equal configuration."""
-        trees = tree_unflatten(list(arrays.items()))
+        trees = tree_unflatten([(name, mx.array(array)) for name, array in arrays.items()])
         self.model.update(trees["weights"])
         self.average = trees.get("average", {})
         self.optimizer.state = trees["optimizer"]
         self.counters = trees["counters"]
         self._compile()
+
+
+def _as_numpy(tree: Any) -> Arrays:
+    return {name: np.asarray(array) for name, array in tree_flatten(tree)}

@@ -18,6 +18,7 @@ from kmidi_mlx.config import (
 from kmidi_mlx.data.audio_emotion import Recordings, Spectrogram, read_recordings
 from kmidi_mlx.data.audio_emotion_batches import AudioEmotionBatches, Clips
 from kmidi_mlx.data.cue_tracks import CueTrack
+from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.errors import KmidiError
 
 # 10 frames a second: clips of 20 frames
@@ -75,7 +76,7 @@ def test_a_batch_depends_on_seed_and_step_alone(recordings: Recordings, augment:
     for step, batch in zip((7, 3, 0), later, strict=True):
         assert equal(one.batch(step), batch)
     assert not equal(one.batch(1), one.batch(2))
-    with one.prefetch(3) as stream:
+    with Prefetcher(one.batch, 3, 2) as stream:
         assert equal(next(stream), later[1])
     other = replace(CONFIG, training=replace(CONFIG.training, seed=6))
     assert not equal(batches_of(recordings, "train", augment, other).batch(3), later[1])

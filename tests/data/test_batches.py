@@ -11,6 +11,7 @@ from kmidi_mlx import emotion
 from kmidi_mlx.config import MidiDataConfig
 from kmidi_mlx.data.batches import Batch, MidiBatches
 from kmidi_mlx.data.manifest import write_manifest
+from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.errors import KmidiError
@@ -36,7 +37,7 @@ def test_a_batch_is_a_function_of_seed_and_step(prepared: ShardReader) -> None:
     resumed = MidiBatches(ShardReader(prepared.folder), "train", CONFIG, 4, 7, True)
     for step in (count - 1, 5, count // 2, 0):
         assert same(resumed.batch(step), made[step])
-    with resumed.prefetch(count // 2) as ahead:
+    with Prefetcher(resumed.batch, count // 2, 2) as ahead:
         assert all(same(next(ahead), made[step]) for step in range(count // 2, count))
     other = MidiBatches(prepared, "train", CONFIG, 4, 8, True)
     assert not same(other.batch(0), made[0])

@@ -10,6 +10,7 @@ import pytest
 from kmidi_mlx.data.cloud_batches import CloudBatch, CloudBatches
 from kmidi_mlx.data.cloud_sampling import Pairs
 from kmidi_mlx.data.cloud_shards import CloudReader, open_shard, write_dataset, write_shard
+from kmidi_mlx.data.prefetch import Prefetcher
 from kmidi_mlx.emotion import Emotion, encode
 from kmidi_mlx.errors import KmidiError
 
@@ -129,7 +130,7 @@ def test_batches_are_pure_functions_of_seed_and_step(reader: CloudReader) -> Non
     fresh = CloudBatches(reader, "train", 6, 1, 200)
     assert same(fresh.batch(8), wanted[8])
     assert same(fresh.batch(2), wanted[2])
-    with fresh.prefetch(3, 2) as ahead:
+    with Prefetcher(fresh.batch, 3, 2) as ahead:
         assert all(same(next(ahead), wanted[step]) for step in range(3, 9))
     other = CloudBatches(reader, "train", 6, 2, 200)
     assert not same(other.batch(0), wanted[0])

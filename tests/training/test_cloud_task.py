@@ -19,12 +19,12 @@ from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.loading import load_generator, load_spectocloud
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
+from kmidi_mlx.runs.memory import estimated_bytes, require_memory
+from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.training.cloud_losses import cloud_losses
 from kmidi_mlx.training.cloud_task import CloudTask, clouds_of
-from kmidi_mlx.training.memory import estimated_bytes, require_memory
 from kmidi_mlx.training.run import train_model
 from kmidi_mlx.training.step import TrainStep
-from kmidi_mlx.training.trainer import Outcome
 
 
 def config_of(settings: list[str]) -> SpectocloudConfig:

@@ -15,15 +15,17 @@ from mlx.utils import tree_flatten
 from small_models import same_bits
 
 from kmidi_mlx import checkpoint
+from kmidi_mlx.checkpoint_model import label_temperature
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import EmotionRecognizerConfig
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.models.loading import label_temperature, load_recognizer
-from kmidi_mlx.training.emotion_task import EmotionTask, losses_of, open_recordings
-from kmidi_mlx.training.run import make_task, train_model
+from kmidi_mlx.models.loading import load_recognizer
+from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.trainer import Trainer
+from kmidi_mlx.training.emotion_task import EmotionTask, losses_of
+from kmidi_mlx.training.run import make_step, make_task, train_model
 from kmidi_mlx.training.step import Batch
-from kmidi_mlx.training.trainer import Trainer
 
 
 def config_of(settings: list[str], *more: str) -> EmotionRecognizerConfig:
@@ -132,7 +134,7 @@ def test_cues_are_learnt_where_they_are_known(
     squares = np.square(np.array(estimate.cues - batch["cues"]))[:, 0]
     expected = (squares * np.array(batch["cue_weights"])).sum()
     assert extra.item() == pytest.approx(expected, rel=1e-3)
-    Trainer(task, tmp_path, False).train(Interruption())
+    Trainer(task, make_step(task), tmp_path, False).train(Interruption())
     loaded = load_recognizer(tmp_path)
     clips = task.held_out.batch(0)
     heard = loaded.model(mx.array(clips.mel), mx.array(clips.frames)).cues
@@ -191,9 +193,8 @@ def test_padding_of_the_last_held_out_batch_does_not_count(task: EmotionTask) ->
 
 def test_it_learns_pulses_from_drones(tiny_recognizer_settings: list[str], tmp_path: Path) -> None:
     config = config_of(tiny_recognizer_settings, "training.max_steps=60", "training.eval_every=30")
-    outcome = Trainer(EmotionTask(config, open_recordings(config)), tmp_path, False).train(
-        Interruption()
-    )
+    task = EmotionTask(config, open_recordings(config))
+    outcome = Trainer(task, make_step(task), tmp_path, False).train(Interruption())
     assert outcome.unit == "clips"
     loaded = load_recognizer(tmp_path)
     assert loaded.config.model.labels == ("happy", "sad")
@@ -213,7 +214,7 @@ def test_the_best_weights_are_saved_with_the_temperature_that_fits_them(
     config = config_of(tiny_recognizer_settings)
     task = EmotionTask(config, open_recordings(config))
     assert task.metadata["temperature"] == 1.0
-    Trainer(task, tmp_path, False).train(Interruption())
+    Trainer(task, make_step(task), tmp_path, False).train(Interruption())
     loaded = load_recognizer(tmp_path)
     fresh = EmotionTask(loaded.config, open_recordings(loaded.config))
     fresh.model.update(loaded.model.parameters())
@@ -254,7 +255,8 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(
         def log(self, step: int, values: dict[str, Any]) -> None:
             stop.requested = step >= 7
 
-    trainer = Trainer(make_task(config), cut, False)
+    task = make_task(config)
+    trainer = Trainer(task, make_step(task), cut, False)
     trainer.trackers.append(StopAfterSeven())
     assert trainer.train(stop).reason == "interrupted"
     assert trainer.progression.step == 7

@@ -19,7 +19,7 @@ from kmidi_mlx.config import (
 )
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
-from kmidi_mlx.training.memory import estimated_bytes, physical_bytes, require_memory
+from kmidi_mlx.runs.memory import estimated_bytes, physical_bytes, require_memory
 from kmidi_mlx.training.midi_task import cross_entropy_of
 from kmidi_mlx.training.step import TrainStep
 

@@ -45,8 +45,8 @@ def test_evaluation_is_nats_per_held_out_event_without_smoothing(
     )
     task = MidiTask(smoothed, ShardReader(practice_data))
     total, events = 0.0, 0.0
-    for index in range(task._held_out.steps_per_epoch()):
-        batch = task._held_out.batch(index)
+    for index in range(task.held_out.steps_per_epoch()):
+        batch = task.held_out.batch(index)
         arrays = {
             name: mx.array(getattr(batch, name))
             for name in ("inputs", "emotion", "chords", "keys", "chord_index")

@@ -8,27 +8,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx import nn
-from mlx.utils import tree_flatten
-from small_models import Arrays, Parts, same_bits, slope, slopes
+from plain_step import Batch, PlainStep, Weights, same_bits, slopes
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import MidiGeneratorConfig, OptimizerConfig, TrainingConfig
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.training.schedule import learning_rate
-from kmidi_mlx.training.step import Batch
-from kmidi_mlx.training.tracker import JsonLinesTracker
-from kmidi_mlx.training.trainer import Outcome, Trainer
+from kmidi_mlx.runs.schedule import learning_rate
+from kmidi_mlx.runs.tracker import JsonLinesTracker
+from kmidi_mlx.runs.trainer import Outcome, Trainer
+from kmidi_mlx.torch_file import Arrays
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.05, warmup_steps=2)
 
 
-def weights_of(model: nn.Module) -> Arrays:
-    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+def weights_of(model: Weights) -> Arrays:
+    return {name: value.copy() for name, value in model.items()}
 
 
 class ScriptedTask:
@@ -47,10 +44,9 @@ class ScriptedTask:
             optimizer=OPTIMIZER,
             training=TrainingConfig(**options),  # type: ignore[arg-type]
         )
-        self.model: nn.Module = Parts()
+        self.model = slopes(0)
         self.unit, self.loss_unit = "tokens", "nats per event"
         self.steps_per_epoch = 1000
-        self.positions = 1
         self.metadata: dict[str, Any] = {"synthetic": True, "data_licences": ["none"]}
         self.first: int | None = None
         self.open_streams = 0
@@ -67,11 +63,10 @@ class ScriptedTask:
 
     def _batch(self, index: int) -> Batch:
         self._on_batch(index)
-        batch = slopes(index, weight=2.0)
-        return batch | {"sinks": mx.array([mx.nan, 0.0])} if self._poisoned(index) else batch
-
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
-        return slope(model, batch)
+        gradients = slopes(index + 1)
+        if self._poisoned(index):
+            gradients["sinks"][0] = np.nan
+        return gradients, 2.0
 
     def evaluate(self) -> dict[str, float]:
         self.judged.append(weights_of(self.model))
@@ -83,11 +78,15 @@ class ScriptedTask:
         (folder / f"step-{step:06d}.txt").write_text(str(step))
 
 
+def trainer_of(task: ScriptedTask, folder: Path, resume: bool) -> Trainer:
+    return Trainer(task, PlainStep(task.model, task.config.training), folder, resume)
+
+
 def train(
     task: ScriptedTask, folder: Path, resume: bool = False, interruption: Interruption | None = None
 ) -> Outcome:
     folder.mkdir(exist_ok=True)
-    trainer = Trainer(task, folder, resume)
+    trainer = trainer_of(task, folder, resume)
     step = trainer.progression.step if resume else None
     trainer.trackers.append(JsonLinesTracker(folder / checkpoint.METRICS, step))
     outcome = trainer.train(interruption or Interruption())
@@ -331,7 +330,7 @@ def interrupted_at(step: int, folder: Path, **options: Any) -> Outcome:
     [
         {},
         {"grad_accum_steps": 2, "ema_decay": 0.9},
-        {"precision": "fp16", "sample_seconds": 1.0},
+        {"sample_seconds": 1.0},
     ],
 )
 def test_an_interrupted_and_resumed_run_ends_as_if_it_had_not_been(
@@ -397,18 +396,18 @@ def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
 def test_a_save_of_another_kind_is_refused(tmp_path: Path) -> None:
     train(ScriptedTask(), tmp_path)
     with pytest.raises(KmidiError, match=r"does not fit this model; missing: average\."):
-        Trainer(ScriptedTask(ema_decay=0.9), tmp_path, resume=True)
+        trainer_of(ScriptedTask(ema_decay=0.9), tmp_path, resume=True)
     arrays, metadata = checkpoint.load_arrays(tmp_path / checkpoint.LAST)
     for broken in ({"progression": {"steps": 3}}, {"progression": None}, {}):
         del metadata["progression"]
         metadata |= broken
         checkpoint.save_arrays(tmp_path / checkpoint.LAST, arrays, metadata)
         with pytest.raises(KmidiError, match="does not say how far its run was"):
-            Trainer(ScriptedTask(), tmp_path, resume=True)
+            trainer_of(ScriptedTask(), tmp_path, resume=True)
         metadata["progression"] = None
     (tmp_path / checkpoint.LAST).unlink()
     with pytest.raises(KmidiError, match="no such checkpoint"):
-        Trainer(ScriptedTask(), tmp_path, resume=True)
+        trainer_of(ScriptedTask(), tmp_path, resume=True)
 
 
 # --- trackers ------------------------------------------------------------------------------------
@@ -426,7 +425,7 @@ class BrokenTracker:
 def test_a_tracker_that_fails_is_reported_once_and_never_stops_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trainer = Trainer(ScriptedTask(), tmp_path, resume=False)
+    trainer = trainer_of(ScriptedTask(), tmp_path, resume=False)
     broken = BrokenTracker()
     trainer.trackers += [broken, JsonLinesTracker(tmp_path / checkpoint.METRICS)]
     assert trainer.train(Interruption()).reason == "finished"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmidi_mlx.data.audio_emotion import Recordings, read_recordings
-from kmidi_mlx.evaluation.emotion_measures import (
+from kmidi_mlx.runs.emotion_measures import (
     ClipEstimates,
     calibration_of,
     expected_calibration_error,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmidi_mlx.config import OptimizerConfig
-from kmidi_mlx.training.schedule import learning_rate
+from kmidi_mlx.runs.schedule import learning_rate
 
 CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=4, final_lr_fraction=0.1)
 

@@ -8,59 +8,26 @@ of a run that was not.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import mlx.core as mx
-import numpy as np
-from mlx import nn
-from mlx.utils import tree_flatten
+from typing import Any, TextIO
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
-from kmidi_mlx.config import RunConfig
 from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.training.schedule import learning_rate
-from kmidi_mlx.training.step import Batch, TrainStep
-from kmidi_mlx.training.tracker import Tracker
+from kmidi_mlx.runs.processes import ALONE, Processes
+from kmidi_mlx.runs.schedule import learning_rate
+from kmidi_mlx.runs.task import Numbers, Step, Task
+from kmidi_mlx.runs.tracker import Tracker
+from kmidi_mlx.torch_file import Arrays
 
-Numbers = dict[str, float]
-
-
-class Task(Protocol):
-    """What is trained: the model, its data, its loss and how it is judged.
-
-    `unit` names what weights count (`tokens`, `clouds`), `loss_unit` what the validation loss is.
-    """
-
-    @property
-    def config(self) -> RunConfig:
-        """The run."""
-
-    model: nn.Module
-    unit: str
-    loss_unit: str
-    steps_per_epoch: int
-    positions: int
-    metadata: dict[str, Any]
-
-    def stream(self, first: int) -> AbstractContextManager[Iterator[Batch]]:
-        """Micro-batches `first`, `first + 1`, ... as a pure function of their index."""
-
-    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
-        """Summed loss of a micro-batch and the weight it was summed over."""
-
-    def evaluate(self) -> Numbers:
-        """Judge the model as it stands; `val_loss` decides what is best."""
-
-    def write_sample(self, folder: Path, step: int) -> None:
-        """Write something the model makes as it stands, named after the step."""
+_GO_ON, _TIME_LIMIT, _INTERRUPTED = range(3)
 
 
 @dataclass(frozen=True)
@@ -94,8 +61,10 @@ class Trainer:
 
     Args:
         task: what to train.
+        step: the task's weights, and what changes them.
         folder: checkpoint folder, held by the caller (`checkpoint.exclusive`).
         resume: go on from `last/`; otherwise the run starts anew.
+        processes: that train together; only the leading one reads and writes the folder.
 
     Attributes:
         trackers: receive every report.
@@ -106,19 +75,21 @@ class Trainer:
         KmidiError: when `last/` cannot be read or does not fit.
     """
 
-    def __init__(self, task: Task, folder: Path, resume: bool) -> None:
+    def __init__(
+        self,
+        task: Task,
+        step: Step,
+        folder: Path,
+        resume: bool,
+        processes: Processes = ALONE,
+    ) -> None:
         self._task = task
+        self._step = step
         self._folder = folder
+        self._processes = processes
         self.trackers: list[Tracker] = []
         self._complained: list[Tracker] = []
         self._config = task.config
-        self._step = TrainStep(
-            task.model,
-            task.loss_sum,
-            task.config.optimizer,
-            task.config.training,
-            task.positions,
-        )
         self.progression = self._load() if resume else Progression()
         training = task.config.training
         self.total_steps = min(training.max_steps, training.epochs * task.steps_per_epoch)
@@ -134,7 +105,10 @@ class Trainer:
         reason = "finished"
         first = self.progression.step * training.grad_accum_steps
         done = self.progression.step
-        with Progress(self.total_steps, "train", "steps", initial=done) as progress:
+        with (
+            self._stream() as stream,
+            Progress(self.total_steps, "train", "steps", initial=done, stream=stream) as progress,
+        ):
             with self._task.stream(first) as batches:
                 while self.progression.step < self.total_steps:
                     stopping = self._reason_to_stop(interruption, started)
@@ -146,7 +120,7 @@ class Trainer:
                 self._evaluate(progress)
             elif reason == "interrupted" and not self.progression.evaluated_step:
                 # something to listen to; the first evaluation of a resumed run replaces it
-                self._save_best(None)
+                self._processes.told(lambda: self._save_best(None))
             self.progression = replace(self.progression, seconds=time.monotonic() - started)
             self._save()
         return Outcome(
@@ -154,33 +128,45 @@ class Trainer:
             self._task.unit,
             self._task.loss_unit,
             self.progression,
-            int(self._step.counters["skipped_steps"].item()),
-            mx.get_peak_memory(),
+            self._step.skipped_steps,
+            self._step.peak_memory_bytes,
             bool(self._task.metadata.get("synthetic", False)),
         )
 
+    @contextmanager
+    def _stream(self) -> Iterator[TextIO | None]:
+        """Where progress is shown: only one of several processes shows how far it is."""
+        if self._processes.leads:
+            yield None
+        else:
+            with Path(os.devnull).open("w") as nowhere:
+                yield nowhere
+
     def _reason_to_stop(self, interruption: Interruption, started: float) -> str | None:
         training = self._config.training
+        reason = _GO_ON
         if interruption.requested:
-            return "interrupted"
-        if training.max_minutes and time.monotonic() - started > 60 * training.max_minutes:
-            return "time_limit"
+            reason = _INTERRUPTED
+        elif training.max_minutes and time.monotonic() - started > 60 * training.max_minutes:
+            reason = _TIME_LIMIT
+        # what one process has noticed has to stop all of them at the same step
+        reason = self._processes.largest(reason)
+        if reason != _GO_ON:
+            return "interrupted" if reason == _INTERRUPTED else "time_limit"
         waited = self.progression.evaluations_without_progress
         if training.patience and waited >= training.patience:
             return "stopped_early"
         return None
 
-    def _one_step(self, batches: Iterator[Batch], progress: Progress, started: float) -> None:
+    def _one_step(self, batches: Iterator[Any], progress: Progress, started: float) -> None:
         training = self._config.training
         done = self.progression
         rate = learning_rate(done.step, self.total_steps, self._config.optimizer)
         before = time.monotonic()
         micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
-        measures = {
-            name: value.item() for name, value in self._step.run(micro_batches, rate).items()
-        }
+        measures = self._step.run(micro_batches, rate)
         seconds = time.monotonic() - before
-        bad = int(self._step.counters["bad_steps"].item())
+        bad = self._step.bad_steps
         if bad >= training.max_bad_steps:
             saved = (self._folder / checkpoint.LAST).exists()
             advice = (
@@ -200,7 +186,7 @@ class Trainer:
         )
         unit = self._task.unit
         rate_of_units = {f"{unit}_per_second": measures["weight"] / seconds}
-        peak_gb = mx.get_peak_memory() / 1e9
+        peak_gb = self._step.peak_memory_bytes / 1e9
         progress.advance(1, loss=measures["loss"], **rate_of_units, peak_gb=peak_gb)
         step = self.progression.step
         if step % training.log_every == 0:
@@ -210,7 +196,7 @@ class Trainer:
                     "loss": measures["loss"],
                     "learning_rate": rate,
                     "grad_norm": measures["grad_norm"],
-                    "skipped_steps": int(self._step.counters["skipped_steps"].item()),
+                    "skipped_steps": self._step.skipped_steps,
                     unit: self.progression.tokens,
                     **rate_of_units,
                     "peak_memory_gb": peak_gb,
@@ -235,16 +221,8 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         """Judge the weights to use, keep them if they are the best so far, write a sample."""
-        model, step = self._task.model, self.progression.step
-        trained = model.parameters()
-        model.update(self._step.weights_to_use())
-        measures = self._task.evaluate()
-        better = measures["val_loss"] < self.progression.best_loss
-        if better:
-            self._save_best(measures["val_loss"])
-        if self._config.training.sample_seconds > 0:
-            self._task.write_sample(self._folder / checkpoint.SAMPLES, step)
-        model.update(trained)
+        measures = self._processes.told(self._judge)
+        step, better = self.progression.step, self._is_best(measures)
         waited = self.progression.evaluations_without_progress
         self.progression = replace(
             self.progression,
@@ -257,11 +235,23 @@ class Trainer:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
 
+    def _judge(self) -> Numbers:
+        with self._step.averaged():
+            measures = self._task.evaluate()
+            if self._is_best(measures):
+                self._save_best(measures["val_loss"])
+            if self._config.training.sample_seconds > 0:
+                samples = self._folder / checkpoint.SAMPLES
+                self._task.write_sample(samples, self.progression.step)
+        return measures
+
+    def _is_best(self, measures: Numbers) -> bool:
+        return measures["val_loss"] < self.progression.best_loss
+
     def _save_best(self, metric: float | None) -> None:
-        weights = tree_flatten(self._step.weights_to_use())
         checkpoint.save_arrays(
             self._folder / checkpoint.BEST,
-            {name: np.asarray(array) for name, array in weights},
+            self._step.weights_to_use(),
             {
                 "model": self._config.name,
                 "config": config_to_dict(self._config),
@@ -274,18 +264,25 @@ class Trainer:
 
     def _save(self) -> None:
         """Write everything a resume needs, in one file that is replaced at once."""
-        checkpoint.save_arrays(
-            self._folder / checkpoint.LAST,
-            {name: np.asarray(array) for name, array in self._step.state_arrays().items()},
-            {
-                "model": self._config.name,
-                "progression": asdict(self.progression),
-                "config": config_to_dict(self._config),
-                **self._task.metadata,
-            },
+        self._processes.told(
+            lambda: checkpoint.save_arrays(
+                self._folder / checkpoint.LAST,
+                self._step.state_arrays(),
+                {
+                    "model": self._config.name,
+                    "progression": asdict(self.progression),
+                    "config": config_to_dict(self._config),
+                    **self._task.metadata,
+                },
+            )
         )
 
     def _load(self) -> Progression:
+        arrays, progression = self._processes.told(self._read)
+        self._step.load_state_arrays(arrays)
+        return progression
+
+    def _read(self) -> tuple[Arrays, Progression]:
         path = self._folder / checkpoint.LAST
         arrays, metadata = checkpoint.load_arrays(path)
         self._require_same_model(metadata.get("config"))
@@ -295,8 +292,7 @@ class Trainer:
             progression = Progression(**metadata["progression"])
         except (KeyError, TypeError):
             raise KmidiError(f"{path} does not say how far its run was; start anew.") from None
-        self._step.load_state_arrays({name: mx.array(array) for name, array in arrays.items()})
-        return progression
+        return arrays, progression
 
     def _require_same_model(self, saved: Any) -> None:
         """Name the sizes that a resume tries to change, before arrays that do not fit do."""

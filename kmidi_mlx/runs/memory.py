@@ -72,7 +72,7 @@ def _cloud_bytes(config: SpectocloudConfig, item: int) -> int:
         scores = _SCORES_KEPT * (dim // model.head_dim) * seen
         blocks += [tokens[stage] * (width * dim + scores)] * depth
     if config.training.gradient_checkpointing:
-        kept = max(blocks) + sum(
+        kept: int = max(blocks) + sum(
             depth * count * dim
             for depth, count, dim in zip(model.depths, tokens, model.dims, strict=True)
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.training.tracker import JsonLinesTracker
+from kmidi_mlx.runs.tracker import JsonLinesTracker
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""What a training run is in any framework: loop, schedule, tracker, tasks without their network."""

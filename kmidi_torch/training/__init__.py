@@ -1,0 +1,1 @@
+"""Training in PyTorch: loss, optimiser step, devices, many processes."""

@@ -1,0 +1,76 @@
+"""Training SpectocloudViT on prepared clouds, in PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kmidi_mlx.config import SpectocloudConfig
+from kmidi_mlx.data.cloud_shards import CloudReader
+from kmidi_mlx.runs.cloud_task import HostCloudTask
+from kmidi_mlx.runs.processes import ALONE, Processes
+from kmidi_torch.models.spectocloud_vit import SpectocloudViT
+from kmidi_torch.training.cloud_losses import CloudLoss, cloud_losses
+from kmidi_torch.training.step import Batch, stage_arrays, to_device
+
+
+def clouds_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Clouds `(batch, points, 10)` of the batch's points in fp32."""
+    constants = model.constants(batch["point_indices"])
+    return model(batch["windows"], batch["features"], batch["emotion"], constants)
+
+
+class CloudTask(HostCloudTask):
+    """Spectocloud as something `Trainer` can train; arguments as of `HostCloudTask`."""
+
+    def __init__(
+        self,
+        config: SpectocloudConfig,
+        reader: CloudReader,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.device = device
+        super().__init__(config, reader, processes)
+
+    def build(self) -> SpectocloudViT:
+        """Make the network of `config` with its first weights."""
+        model = SpectocloudViT(self.config.model)
+        model.initialise(self.config.training.seed)
+        model.checkpoint_blocks = self.config.training.gradient_checkpointing
+        return model.to(self.device)
+
+    def stage(self, batch: Any) -> Batch:
+        """Make a batch ready for the device."""
+        return stage_arrays(super().stage(batch), self.device)
+
+    def to_device(self, staged: Any) -> Batch:
+        """Hand a batch to the device."""
+        return to_device(staged, self.device)
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss and number of clouds."""
+        losses = self._losses(model, batch).total(self.config.loss)
+        return torch.sum(losses * batch["weights"]), torch.sum(batch["weights"])
+
+    @torch.no_grad()
+    def held_out_sums(self, batch: Batch) -> tuple[float, ...]:
+        """Summed loss, summed Chamfer distance, and number of clouds."""
+        sums = self._weighted(self._losses(self.model, batch), batch["weights"])
+        return tuple(value.item() for value in sums)
+
+    @torch.no_grad()
+    def drawn(self, batch: Batch) -> NDArray[np.float32]:
+        """Clouds `(batch, points, 10)` that the model draws as it stands."""
+        return clouds_of(self.model, batch).cpu().numpy()
+
+    def _losses(self, model: nn.Module, batch: Batch) -> CloudLoss:
+        return cloud_losses(clouds_of(model, batch), batch["clouds"], self.config.loss)
+
+    def _weighted(self, losses: CloudLoss, weights: Tensor) -> tuple[Tensor, ...]:
+        total = losses.total(self.config.loss)
+        return torch.sum(total * weights), torch.sum(losses.chamfer * weights), torch.sum(weights)

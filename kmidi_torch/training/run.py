@@ -1,0 +1,120 @@
+"""A training run in PyTorch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from kmidi_mlx.command import Interruption
+from kmidi_mlx.config import (
+    EmotionRecognizerConfig,
+    MidiGeneratorConfig,
+    RunConfig,
+    SpectocloudConfig,
+)
+from kmidi_mlx.data.cloud_shards import CloudReader
+from kmidi_mlx.data.shards import ShardReader
+from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.memory import physical_bytes, require_memory
+from kmidi_mlx.runs.processes import ALONE, Processes
+from kmidi_mlx.runs.run import describe_run, run_task
+from kmidi_mlx.runs.trainer import Outcome
+from kmidi_torch.training.cloud_task import CloudTask
+from kmidi_torch.training.device import (
+    DeviceOptions,
+    choose_device,
+    describe_device,
+    prepare_device,
+)
+from kmidi_torch.training.distributed import local_rank
+from kmidi_torch.training.emotion_task import EmotionTask
+from kmidi_torch.training.memory import memory_advice
+from kmidi_torch.training.midi_task import MidiTask
+from kmidi_torch.training.step import TrainStep
+
+AnyTask = MidiTask | CloudTask | EmotionTask
+
+
+def train_model(
+    config: RunConfig,
+    folder: Path,
+    resume: bool,
+    interruption: Interruption,
+    announce: Callable[[str], None] = lambda line: None,
+    options: DeviceOptions | None = None,
+    processes: Processes = ALONE,
+) -> Outcome:
+    """Train a model into a checkpoint folder, which the caller of the leading process holds.
+
+    Args:
+        config: the run; saved beside the weights.
+        folder: checkpoint folder.
+        resume: go on from its last save, or from the start when it was cut short before the first.
+        interruption: asks the run to stop at the next step.
+        announce: called with a line about what is going to be trained.
+        options: of the device; None: the best device, as it comes.
+        processes: that train together.
+
+    Raises:
+        KmidiError: when data or save cannot be used, memory is too small, or training diverges.
+    """
+    options = options or DeviceOptions()
+    device = choose_device(options.name, local_rank())
+    prepare_device(device, options, config.training.memory_gb)
+    with memory_advice(config, folder):
+        made: list[AnyTask] = []
+        # first in one process: what it makes on disk is made once, what is wrong is told once
+        processes.told(lambda: made.append(make_task(config, device, processes)))
+        task = made[0] if made else make_task(config, device, processes)
+        parameters = sum(weight.numel() for weight in task.model.parameters())
+        if device.type != "cuda":
+            # a GPU says what it lacks, a host kills
+            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            available = int(config.training.memory_gb * 1e9) or physical_bytes()
+            require_memory(config, parameters, available // beside)
+        compiled = options.compiles_on(device)
+        place = describe_device(device)
+        if processes.count > 1:
+            place = f"{processes.count} processes, this one on {place}"
+        announcement = describe_run(
+            config,
+            parameters,
+            task.steps_per_epoch,
+            place,
+            device.type == "cpu",
+            "the first step compiles" if compiled else "",
+        )
+        step = make_step(task, processes, compiled)
+        return run_task(task, step, folder, resume, interruption, announcement, announce, processes)
+
+
+def make_task(config: RunConfig, device: torch.device, processes: Processes = ALONE) -> AnyTask:
+    """The model and data of a run.
+
+    Raises:
+        KmidiError: when the data cannot be used.
+    """
+    if isinstance(config, MidiGeneratorConfig):
+        return MidiTask(config, ShardReader(config.data.path), device, processes)
+    if isinstance(config, SpectocloudConfig):
+        return CloudTask(config, CloudReader(Path(config.data.path)), device, processes)
+    if isinstance(config, EmotionRecognizerConfig):
+        return EmotionTask(config, open_recordings(config), device, processes)
+    raise TypeError(f"there is no task for {type(config).__name__}")
+
+
+def make_step(task: AnyTask, processes: Processes = ALONE, compiled: bool = False) -> TrainStep:
+    """The optimiser step of a task."""
+    config = task.config
+    return TrainStep(
+        task.model,
+        task.loss_sum,
+        config.optimizer,
+        config.training,
+        task.positions,
+        processes,
+        compiled,
+    )
