@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import mlx.core as mx
+import numpy as np
 from mlx import nn
+from numpy.typing import NDArray
 
 
 def add_linear(residual: mx.array, linear: nn.Module, x: mx.array) -> mx.array:
@@ -41,11 +43,11 @@ class SelfAttention(nn.Module):
     (Xiao et al. 2023, arXiv 2309.17453, describe the harm).
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, rope_base: float) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, rope_periods: NDArray[np.float32]) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = hidden_dim // num_heads
-        self.rope_base = rope_base
+        self._rope_periods = mx.array(rope_periods)  # no parameter, so fp32 in any model
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.sinks = mx.zeros((num_heads,))
@@ -58,9 +60,10 @@ class SelfAttention(nn.Module):
             qkv[:, : 2 * self.num_heads],
             self.head_dim,
             traditional=False,
-            base=self.rope_base,
+            base=None,
             scale=1.0,
             offset=offset,
+            freqs=self._rope_periods,
         )
         return qk[:, : self.num_heads], qk[:, self.num_heads :], qkv[:, 2 * self.num_heads :]
 

@@ -42,7 +42,7 @@ class Block(nn.Module):
         super().__init__()
         dim, heads = config.hidden_dim, config.num_heads
         self.attention_norm = nn.RMSNorm(dim, eps=config.norm_eps)
-        self.attention = SelfAttention(dim, heads, config.rope_base)
+        self.attention = SelfAttention(dim, heads, config.rope_periods)
         if cross_attention:
             self.cross_norm = nn.RMSNorm(dim, eps=config.norm_eps)
             self.cross_attention = CrossAttention(dim, heads)

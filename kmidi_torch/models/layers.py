@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,20 +40,19 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(batch, time, num_heads * head_dim)
 
 
-def rope(x: Tensor, base: float, offset: int | Tensor) -> Tensor:
+def rope(x: Tensor, periods: Tensor, offset: int | Tensor) -> Tensor:
     """Rotate `(..., time, head_dim)` by position, number i with number i + head_dim / 2.
 
-    What `mx.fast.rope(traditional=False)` does; angles and products are fp32 in any precision.
+    What `mx.fast.rope(traditional=False, freqs=periods)` does; angles and products are fp32.
 
     Args:
         x: queries or keys.
-        base: of the wavelengths.
+        periods: `(head_dim / 2,)` positions in which each pair turns by one radian.
         offset: position of the first in time, a number or `(1,)`.
     """
     time, half = x.shape[-2], x.shape[-1] // 2
-    pair = torch.arange(half, device=x.device, dtype=torch.float32)
     position = offset + torch.arange(time, device=x.device)
-    angle = position[:, None] * base ** (-pair / half)
+    angle = position[:, None] * torch.reciprocal(periods.float())
     cos, sin = torch.cos(angle), torch.sin(angle)
     first, second = x[..., :half].float(), x[..., half:].float()
     turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -99,11 +100,13 @@ class SelfAttention(nn.Module):
     (Xiao et al. 2023, arXiv 2309.17453, describe the harm).
     """
 
-    def __init__(self, hidden_dim: int, num_heads: int, rope_base: float) -> None:
+    def __init__(self, hidden_dim: int, num_heads: int, rope_periods: NDArray[np.float32]) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = hidden_dim // num_heads
-        self.rope_base = rope_base
+        # a buffer moves with the weights; not persistent: no weight of the checkpoint
+        self._rope_periods: Tensor
+        self.register_buffer("_rope_periods", torch.tensor(rope_periods), persistent=False)
         self.qkv = nn.Linear(hidden_dim, 3 * hidden_dim, bias=False)
         self.out = nn.Linear(hidden_dim, hidden_dim, bias=False)
         self.sinks = nn.Parameter(torch.zeros(num_heads))
@@ -112,7 +115,7 @@ class SelfAttention(nn.Module):
         """Rotated queries, rotated keys, values `(batch, num_heads, time, head_dim)` of `x`."""
         qkv = split_heads(self.qkv(x), 3 * self.num_heads)
         # one product makes q, k, v and one kernel rotates q and k
-        qk = rope(qkv[:, : 2 * self.num_heads], self.rope_base, offset)
+        qk = rope(qkv[:, : 2 * self.num_heads], self._rope_periods, offset)
         return qk[:, : self.num_heads], qk[:, self.num_heads :], qkv[:, 2 * self.num_heads :]
 
     def attend(

@@ -130,8 +130,15 @@ def test_moving_back_turns_keys_and_leaves_values() -> None:
     places = [32 * 5 + slot for slot in range(32)]
 
     def keys_at(offset: int) -> mx.array:
-        rope = {"traditional": False, "base": TINY.rope_base, "scale": 1.0, "offset": offset}
-        return mx.fast.rope(plain, 32, **rope)
+        return mx.fast.rope(
+            plain,
+            32,
+            traditional=False,
+            base=None,
+            scale=1.0,
+            offset=offset,
+            freqs=mx.array(TINY.rope_periods),
+        )
 
     cache.keys = [keys_at(places[0]) for _ in cache.keys]
     cache.values = [plain for _ in cache.values]

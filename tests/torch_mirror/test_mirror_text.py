@@ -18,7 +18,7 @@ MIRRORED = (
 # what MLX has fused and PyTorch has not; and a ring has to know its device
 ONLY_IN_TORCH = {
     "checkpoint(block)",
-    "rope(x, base, offset)",
+    "rope(x, periods, offset)",
     "scaled_dot_product_attention(queries, keys, values, scale, mask, sinks)",
 }
 # layers of quantised weights are MLX's own
