@@ -1,0 +1,1 @@
+"""Core ML packages: traced, converted, quantised, described, and compared with the model."""
