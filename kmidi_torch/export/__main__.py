@@ -14,7 +14,7 @@ from kmidi_mlx.errors import KmidiError
 
 TARGETS = {
     "onnx": "one .onnx file for ONNX Runtime, on any system and in browsers",
-    "coreml": "an .mlpackage for Core ML on macOS 14, iOS 17 and later",
+    "coreml": "an .mlpackage for Core ML on macOS 14 and later (the generator: 15)",
     "coreai": "an .aimodel for Core AI, Apple's successor of Core ML",
     "pt2": "a .pt2 file for PyTorch without this package",
 }
