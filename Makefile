@@ -9,13 +9,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 
+# two processes of tests, so that each keeps to one core
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+
 .PHONY: run test slow lint types check clean
 
 run: $(INSTALLED)
 	$(BIN)/python -m kmidi_mlx.hello --out out
 
 test: $(DEVELOPED)
-	$(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: $(DEVELOPED)
 	$(BIN)/python -m pytest -m slow

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.emotion import UNCONDITIONAL, Emotion
 from kmidi_mlx.emotion import encode as encode_emotion
+from kmidi_mlx.music.events import TIME_SHIFT
 from kmidi_torch.export import proof
 from kmidi_torch.export.exportable import (
     Exportable,
@@ -92,6 +93,38 @@ def test_step_and_ring_are_the_model_and_its_cache(
     assert ring.position == cache.offset < 5 * config.context_length
     assert spread > 0.5
     assert largest < 1e-4  # measured 6e-6
+
+
+def test_what_a_ring_takes_back_is_forgotten(generator: LoadedGenerator) -> None:
+    """A stream over an exported step takes events back as one over the model does."""
+    config = generator.config.model
+    sampling = SamplingConfig(temperature=1.0)
+    streams = [
+        EventGenerator(model, sampling, 3)
+        for model in (
+            generator.model,
+            ExportedDecoder(eager(generator_step(generator)), config),
+        )
+    ]
+    heard: list[list[int]] = [[], []]
+    for stream, events in zip(streams, heard, strict=True):
+        for count, back in ((12, 5), (18, 9), (8, 0), (3, 20)):
+            events += [stream.next_event() for _ in range(count)]
+            stream.rewind(min(back, stream.rewindable))
+            stream.feed([TIME_SHIFT + 9])
+    assert heard[0] == heard[1]
+    for stream, events in zip(streams, heard, strict=True):
+        stream.set_sampling(SamplingConfig(guidance_scale=2.0))
+        events += [stream.next_event() for _ in range(5)]
+        stream.set_sampling(sampling)
+        events += [stream.next_event() for _ in range(20)]
+    assert heard[0] == heard[1]
+    # behind a full ring too, whatever was overwritten
+    for _ in range(3):
+        [streams[1].next_event() for _ in range(60)]
+        streams[1].rewind(streams[1].rewindable)
+        ring = streams[1]._decoder._ring  # type: ignore[attr-defined]
+        assert ring.slots.max() < ring.position
 
 
 def test_ring_grows_event_by_event(generator: LoadedGenerator) -> None:

@@ -41,7 +41,7 @@ def step(exported: Export) -> OnnxRun:
 def test_step_is_proved_and_says_so(exported: Export) -> None:
     report = exported("onnx", "midi_generator")
     assert report.holds
-    assert all(each.bound <= 1e-4 for each in report.differences)
+    assert all(each.largest <= 1e-4 for each in report.differences)
     assert report.milliseconds > 0
     assert report.megabytes == pytest.approx(report.path.stat().st_size / 1e6)
     proto = onnx.load(report.path)

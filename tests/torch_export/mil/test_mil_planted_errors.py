@@ -176,7 +176,7 @@ GENERATOR: dict[str, Plant] = {
         "blocks.0.attention.qkv.weight",
     ),
     "keys and values of the conditions swapped": _rows(
-        lambda dim: [slice(dim, 2 * dim), slice(0, dim)], "blocks.2.cross_attention.kv.weight"
+        lambda dim: [slice(dim, 2 * dim), slice(0, dim)], "blocks.1.cross_attention.kv.weight"
     ),
     "gate and up swapped": _rows(
         lambda dim: [slice(96, 192), slice(0, 96)], "blocks.1.ffn.gate_up.weight"
