@@ -60,6 +60,7 @@ class EventGenerator(EventStream[mx.array]):
         table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
         mx.eval(*table)
         self._compiled_step = _compiled_step(model, table)
+        self._newest = mx.array([0])
         super().__init__(model.config.context_length, sampling, seed, emotion, chord, key, prompt)
 
     def _array(self, values: NDArray[Any]) -> mx.array:
@@ -77,6 +78,13 @@ class EventGenerator(EventStream[mx.array]):
 
     def _read(self, tokens: NDArray[np.int32]) -> None:
         self._model.extend(mx.array(tokens), self._cache, self._cross)
+        mx.eval(self._cache.keys, self._cache.values)
+
+    def _forget(self, count: int) -> None:
+        self._cache.rewind(count)
+
+    def _keep_first_row(self) -> None:
+        self._cache.keep_first()
         mx.eval(self._cache.keys, self._cache.values)
 
     def _step(self, noise: NDArray[np.float32], knobs: mx.array) -> mx.array:
@@ -97,7 +105,10 @@ class EventGenerator(EventStream[mx.array]):
         )
         cache.offset += 1
         del keys, values
+        # nor may the step before be on its way: it holds the ring until it is done
+        mx.eval(self._newest)
         mx.async_eval(event, cache.keys, cache.values, self._state)
+        self._newest = event
         return event
 
 

@@ -2,6 +2,9 @@
 
 Slot `p % capacity` holds position `p`. The ring grows in fixed steps up to the
 model's context length, then wraps: the oldest event is overwritten and generation never ends.
+
+Events can be taken back (`rewind`). Their slots are hidden until they are written again; what they
+had overwritten is lost, so behind a full ring the past is shorter by as many events until then.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ class KVCache:
         self.limit = config.context_length
         self.capacity = min(CAPACITY_STEP, self.limit)
         self.offset = 0
-        self._rope_base = config.rope_base
+        # positions before this one were overwritten by events that are taken back by now
+        self._oldest = 0
+        self._rope_periods = config.rope_periods
         shape = (batch_size, config.num_heads, self.capacity, config.head_dim)
         self.keys = [mx.zeros(shape, dtype) for _ in range(config.num_layers)]
         self.values = [mx.zeros(shape, dtype) for _ in range(config.num_layers)]
@@ -66,7 +71,7 @@ class KVCache:
     def _move_back(self, shift: int) -> None:
         """Subtract `shift` (a multiple of `limit`, so slots stay) from every position."""
         half = self.keys[0].shape[-1] // 2
-        angle = -shift * self._rope_base ** (-np.arange(half) / half)
+        angle = -shift * np.reciprocal(self._rope_periods).astype(np.float64)
         cos, sin = (
             mx.array(f(angle).astype(np.float32)).astype(self.keys[0].dtype)
             for f in (np.cos, np.sin)
@@ -78,10 +83,29 @@ class KVCache:
 
         self.keys = [rotate(keys) for keys in self.keys]
         self.offset -= shift
+        self._oldest = max(0, self._oldest - shift)
+
+    def rewind(self, count: int) -> None:
+        """Take back the last `count` events, at most those that are held; nothing is computed.
+
+        Raises:
+            ValueError: when fewer events are held.
+        """
+        oldest = max(self._oldest, self.offset - self.capacity)
+        if not 0 <= count <= self.offset - oldest:
+            raise ValueError(f"cannot take back {count} of {self.offset - oldest} events")
+        self._oldest = oldest
+        self.offset -= count
+
+    def keep_first(self) -> None:
+        """Forget all pieces of the batch but the first."""
+        self.keys = [mx.contiguous(array[:1]) for array in self.keys]
+        self.values = [mx.contiguous(array[:1]) for array in self.values]
 
     def next_place(self) -> Place:
         """Where the next event goes, made on the host so that the graph spends no kernel on it."""
-        mask = np.arange(self.capacity) <= self.offset
+        ages = (self.offset - np.arange(self.capacity)) % self.capacity
+        mask = ages <= self.offset - self._oldest
         return Place(
             offset=mx.array([self.offset], dtype=mx.int32),
             slot=mx.array([self.offset % self.capacity], dtype=mx.int32),
@@ -92,7 +116,8 @@ class KVCache:
         """Position held by each slot `(capacity,)`, int32; negative where nothing is held yet."""
         slots = mx.arange(self.capacity)
         last = self.offset - 1
-        return last - (last - slots) % self.capacity
+        positions = last - (last - slots) % self.capacity
+        return mx.where(positions < self._oldest, slots - self.capacity, positions)
 
     def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
         """Store the newest events' keys and values `(batch, num_heads, n, head_dim)`.

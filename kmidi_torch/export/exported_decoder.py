@@ -73,6 +73,11 @@ class ExportedDecoder:
         """Take back the last `count` ids."""
         self._ring.rewind(count)
 
+    def keep_first_row(self) -> None:
+        """Forget the second copy of the piece."""
+        self._rows = 1
+        self._ring.keep_first()
+
     def step(self, token: Tensor) -> Tensor:
         """Logits `(rows, 388)` of what follows input id `(1,)`."""
         tokens = np.repeat(token.numpy().astype(np.int32)[None], self._rows, axis=0)

@@ -80,6 +80,10 @@ class StepRing:
         self._next -= count
         self.slots = np.where(self.slots < self.position, self.slots, -1).astype(np.int32)
 
+    def keep_first(self) -> None:
+        """Forget all pieces of the batch but the first."""
+        self.keys, self.values = self.keys[:1].copy(), self.values[:1].copy()
+
     def _cuts(self, count: int) -> list[tuple[int, int]]:
         start, cuts = 0, []
         while start < count:

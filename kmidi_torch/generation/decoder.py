@@ -45,6 +45,15 @@ class Decoder(Protocol):
     def read(self, tokens: Tensor) -> None:
         """Read input ids `(rows, n)` that are given, 0 < n <= 256; nobody needs their logits."""
 
+    def rewind(self, count: int) -> None:
+        """Forget the last `count` input ids that were read, as if they had never come.
+
+        At most the context length; older ids that have left by themselves need not come back.
+        """
+
+    def keep_first_row(self) -> None:
+        """Go on with the first row alone, what it read kept. `condition` is called next."""
+
     def step(self, token: Tensor) -> Tensor:
         """Read one input id `(1,)` in every row; return the logits `(rows, 388)` of what follows.
 
@@ -93,6 +102,15 @@ class TorchDecoder:
     def read(self, tokens: Tensor) -> None:
         """Read given input ids `(rows, n)`."""
         self._model.extend(tokens, self._cache, self._cross)
+
+    def rewind(self, count: int) -> None:
+        """Take back the last `count` ids."""
+        self._cache.rewind(count)
+
+    def keep_first_row(self) -> None:
+        """Forget the second copy of the piece."""
+        self._rows = 1
+        self._cache.keep_first()
 
     def step(self, token: Tensor) -> Tensor:
         """Logits `(rows, 388)` of what follows input id `(1,)`."""

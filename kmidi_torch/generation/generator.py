@@ -62,6 +62,12 @@ class EventGenerator(EventStream[Tensor]):
     def _read(self, tokens: NDArray[np.int32]) -> None:
         self._decoder.read(self._array(tokens))
 
+    def _forget(self, count: int) -> None:
+        self._decoder.rewind(count)
+
+    def _keep_first_row(self) -> None:
+        self._decoder.keep_first_row()
+
     def _step(self, noise: NDArray[np.float32], knobs: Tensor) -> Tensor:
         logits = self._decoder.step(self._last)
         event = sampler.draw(logits, self._array(noise), self._state, unpack(knobs), self._table)

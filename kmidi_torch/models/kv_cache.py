@@ -2,6 +2,9 @@
 
 Slot `p % capacity` holds position `p`. The ring grows in fixed steps up to the
 model's context length, then wraps: the oldest event is overwritten and generation never ends.
+
+Events can be taken back (`rewind`). Their slots are hidden until they are written again; what they
+had overwritten is lost, so behind a full ring the past is shorter by as many events until then.
 """
 
 from __future__ import annotations
@@ -49,7 +52,9 @@ class KVCache:
         self.limit = config.context_length
         self.capacity = min(CAPACITY_STEP, self.limit)
         self.offset = 0
-        self._rope_base = config.rope_base
+        # positions before this one were overwritten by events that are taken back by now
+        self._oldest = 0
+        self._rope_periods = config.rope_periods
         shape = (batch_size, config.num_heads, self.capacity, config.head_dim)
         layers = range(config.num_layers)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
@@ -73,7 +78,7 @@ class KVCache:
     def _move_back(self, shift: int) -> None:
         """Subtract `shift` (a multiple of `limit`, so slots stay) from every position."""
         half = self.keys[0].shape[-1] // 2
-        angle = -shift * self._rope_base ** (-np.arange(half) / half)
+        angle = -shift * np.reciprocal(self._rope_periods).astype(np.float64)
         cos, sin = (self.keys[0].new_tensor(f(angle)) for f in (np.cos, np.sin))
 
         def rotate(keys: Tensor) -> Tensor:
@@ -82,11 +87,30 @@ class KVCache:
 
         self.keys = [rotate(keys) for keys in self.keys]
         self.offset -= shift
+        self._oldest = max(0, self._oldest - shift)
+
+    def rewind(self, count: int) -> None:
+        """Take back the last `count` events, at most those that are held; nothing is computed.
+
+        Raises:
+            ValueError: when fewer events are held.
+        """
+        oldest = max(self._oldest, self.offset - self.capacity)
+        if not 0 <= count <= self.offset - oldest:
+            raise ValueError(f"cannot take back {count} of {self.offset - oldest} events")
+        self._oldest = oldest
+        self.offset -= count
+
+    def keep_first(self) -> None:
+        """Forget all pieces of the batch but the first."""
+        self.keys = [tensor[:1].clone() for tensor in self.keys]
+        self.values = [tensor[:1].clone() for tensor in self.values]
 
     def next_place(self) -> Place:
         """Where the next event goes, made on the host so that the graph spends no kernel on it."""
         device = self.keys[0].device
-        mask = np.arange(self.capacity) <= self.offset
+        ages = (self.offset - np.arange(self.capacity)) % self.capacity
+        mask = ages <= self.offset - self._oldest
         return Place(
             offset=torch.tensor([self.offset], device=device),
             slot=torch.tensor([self.offset % self.capacity], device=device),
@@ -97,7 +121,8 @@ class KVCache:
         """Position held by each slot `(capacity,)`; negative where nothing is held yet."""
         slots = torch.arange(self.capacity, device=self.keys[0].device)
         last = self.offset - 1
-        return last - (last - slots) % self.capacity
+        positions = last - (last - slots) % self.capacity
+        return torch.where(positions < self._oldest, slots - self.capacity, positions)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Store the newest events' keys and values `(batch, num_heads, n, head_dim)`.

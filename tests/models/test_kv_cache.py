@@ -199,3 +199,60 @@ def test_long_generation_needs_no_more_memory() -> None:
     for _ in range(3):
         steps_peak_bytes(model, cache, hold=False)
     assert mx.get_active_memory() <= before + 64 * 1024  # the ring alone has 32 kB; 150 events
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=8))
+def test_what_is_taken_back_is_hidden_until_it_is_written_again(
+    turns: list[tuple[int, float]],
+) -> None:
+    cache = KVCache(TINY)
+    # by number of the event: what the ring holds of it, and what may be seen
+    held: list[int] = []
+    shift = 0
+    for count, share in turns:
+        before = cache.offset
+        fill(cache, count)
+        shift += before + count - cache.offset
+        held = [*held, *range(cache.offset + shift - count, cache.offset + shift)][-32:]
+        taken = round(share * len(held))
+        cache.rewind(taken)
+        held = held[: len(held) - taken]
+        positions = np.array(cache.slot_positions())
+        np.testing.assert_array_equal(np.sort(positions[positions >= 0]) + shift, held)
+        np.testing.assert_array_equal(positions % 32, np.arange(32))
+        place = cache.next_place()
+        seen = positions[np.array(place.mask) & (np.arange(32) != place.slot.item())]
+        # the event to come takes the place of the one that is a context older
+        next_position = cache.offset
+        np.testing.assert_array_equal(
+            np.sort(seen), [p for p in np.sort(positions) if p >= 0 and next_position - p < 32]
+        )
+        assert np.array(place.mask)[place.slot.item()]
+
+
+def test_growing_goes_on_after_taking_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
+    cache = KVCache(TINY)
+    fill(cache, 15)
+    cache.rewind(10)
+    assert (cache.capacity, cache.offset) == (16, 5)
+    fill(cache, 13)
+    assert cache.capacity == 24
+    values = np.array(cache.values[0])[0, 0, :18, 0]
+    np.testing.assert_array_equal(-values, np.arange(18))
+
+
+def test_no_more_than_is_held_can_be_taken_back() -> None:
+    cache = KVCache(TINY)
+    fill(cache, 20)
+    for count in (-1, 21):
+        with pytest.raises(ValueError, match=f"take back {count} of 20 events"):
+            cache.rewind(count)
+    fill(cache, 30)
+    cache.rewind(5)
+    with pytest.raises(ValueError, match="take back 28 of 27 events"):
+        cache.rewind(28)
+    cache.rewind(27)
+    assert (np.array(cache.slot_positions()) < 0).all()
+    assert np.array(cache.next_place().mask).sum() == 1

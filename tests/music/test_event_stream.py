@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from dice import Dice
 
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.emotion import Emotion, encode
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music import grammar
-from kmidi_mlx.music.event_stream import PREFILL_CHUNK, EventStream, write_piece
+from kmidi_mlx.music.event_stream import PREFILL_CHUNK, write_piece
 from kmidi_mlx.music.events import (
     NOTE_OFF,
     START_TOKEN,
@@ -21,51 +18,11 @@ from kmidi_mlx.music.events import (
     decode,
     first_violation,
 )
-from kmidi_mlx.music.knobs import gumbel_noise, pack, unpack
+from kmidi_mlx.music.knobs import gumbel_noise, pack
 
-TABLE = grammar.tables()
 HAPPY, SAD = Emotion.of(0.8, 0.5), Emotion.of(-0.7, -0.4)
 FREE = SamplingConfig()
 GUIDED = SamplingConfig(guidance_scale=2.0)
-
-
-class Dice(EventStream[NDArray[Any]]):
-    """Takes the allowed event with the largest noise, and writes down what it is told."""
-
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.calls: list[tuple[str, Any]] = []
-        self.noises: list[NDArray[np.float32]] = []
-        self.model_read: list[int] = []
-        super().__init__(*arguments, **named)
-
-    def _array(self, values: NDArray[Any]) -> NDArray[Any]:
-        return values
-
-    def _reset(self, rows: int) -> None:
-        self.calls.append(("reset", rows))
-        self.model_read = []
-
-    def _condition(self, *arrays: NDArray[Any]) -> None:
-        self.calls.append(("condition", arrays))
-
-    def _read(self, tokens: NDArray[np.int32]) -> None:
-        self.calls.append(("read", tokens))
-        self.model_read += tokens[0].tolist()
-
-    def _step(self, noise: NDArray[np.float32], knobs: NDArray[Any]) -> NDArray[Any]:
-        self.calls.append(("step", knobs))
-        self.noises.append(noise)
-        self.model_read.append(self._last.item())
-        open_to = grammar.allowed(self._state, unpack(knobs).limits, TABLE, np)
-        event = np.where(open_to, noise, -np.inf).argmax(axis=-1)
-        self._state = grammar.advance(self._state, event, TABLE, np)
-        return event
-
-    def told(self, what: str) -> list[Any]:
-        """What came with every call of a name, since the last time."""
-        found = [value for name, value in self.calls if name == what]
-        self.calls = [call for call in self.calls if call[0] != what]
-        return found
 
 
 def read(stream: Dice, count: int) -> list[int]:
@@ -108,11 +65,20 @@ def test_guidance_adds_a_row_that_is_told_nothing() -> None:
     assert tokens.tolist() == 2 * [[START_TOKEN, *events]]
     stream.set_emotion(SAD)
     stream.set_harmony(7, 3)
-    (first, second) = stream.told("condition")
-    np.testing.assert_array_equal(first[0], [encode(SAD), np.zeros(64)])
-    assert (second[1].tolist(), second[2].tolist()) == ([[7], [0]], [3, 0])
+    assert stream.told("condition") == []  # not before it is needed, and once for both
+    read(stream, 5)
+    ((emotion, chords, keys),) = stream.told("condition")
+    np.testing.assert_array_equal(emotion, [encode(SAD), np.zeros(64)])
+    assert (chords.tolist(), keys.tolist()) == ([[7], [0]], [3, 0])
     stream.set_sampling(SamplingConfig(guidance_scale=3.0))
     assert stream.told("reset") == []  # nothing to read again
+    stream.set_sampling(FREE)
+    assert stream.told("reset") == []
+    assert len(stream.told("keep first")) == 1
+    read(stream, 1)
+    ((emotion, chords, keys),) = stream.told("condition")
+    np.testing.assert_array_equal(emotion, [encode(SAD)])
+    assert (chords.tolist(), keys.tolist()) == ([[7]], [3])
 
 
 @pytest.mark.parametrize("length", [1, 2, 500, 700])
