@@ -41,11 +41,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = target.with_name(f"{_PREFIX}{secrets.token_hex(6)}{target.suffix}")
     try:
         _require_replaceable(path, target)
+        # some writers make files for their owner alone; the mode is that of any new file
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.unlink()
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if target.exists():
             shutil.copymode(target, temporary)
+        else:
+            temporary.chmod(mode)
         temporary.replace(target)
     except OSError as error:
         raise KmidiError(f"cannot write {path}: {error.strerror or error}.") from error

@@ -30,13 +30,20 @@ WRONG_USE = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141  # what a shell reports for a program that SIGPIPE ended
 
+# what a command says where the framework it computes with is not installed
+_FRAMEWORKS = {
+    "mlx": "this needs MLX, which is not installed: pip install mlx, or use PyTorch "
+    "(python -m kmidi_torch.train, .generate, .convert).",
+    "torch": "this needs PyTorch, which is not installed: pip install torch.",
+}
+
 
 def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = None) -> int:
     """Run a command and turn what goes wrong for the person into one line and an exit status.
 
-    A `KmidiError`, and an error of the operating system such as a full disk, becomes
-    `kmidi NAME: sentence` on stderr; a reader of stdout that went away ends the command without a
-    word. Every other exception is a bug and keeps its traceback.
+    A `KmidiError`, an error of the operating system such as a full disk, and a framework that is
+    not installed become `kmidi NAME: sentence` on stderr; a reader of stdout that went away ends
+    the command without a word. Every other exception is a bug and keeps its traceback.
 
     Args:
         main: the command; gets the arguments after its name, returns an exit status (None: 0).
@@ -61,6 +68,12 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     except BrokenPipeError:
         _discard_stdout()
         return PIPE_CLOSED
+    except ModuleNotFoundError as error:
+        missing = _FRAMEWORKS.get((error.name or "").partition(".")[0])
+        if missing is None:
+            raise
+        _complain(main, missing)
+        return WRONG_USE
     except OSError as error:
         _discard_stdout()
         where = f" ({error.filename})" if error.filename is not None else ""

@@ -145,3 +145,10 @@ def test_a_name_as_long_as_the_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 251 + ".mid")
     write_bytes_atomically(path, b"x")
     assert path.read_bytes() == b"x"
+
+
+def test_a_new_file_is_as_readable_as_any_whatever_its_writer_does(tmp_path: Path) -> None:
+    (tmp_path / "any").write_bytes(b"")
+    with atomic_write(tmp_path / "new") as temporary:
+        temporary.touch(mode=0o600)
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "any").stat().st_mode

@@ -327,3 +327,30 @@ def test_run_as_module_needs_no_framework() -> None:
 
 def test_run_without_a_status_is_success() -> None:
     assert run(lambda argv: None, ["a"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("mlx.core", "this needs MLX, which is not installed"),
+        ("torch", "this needs PyTorch, which is not installed"),
+    ],
+)
+def test_a_framework_that_is_missing_is_one_line(
+    capsys: pytest.CaptureFixture[str], name: str, sentence: str
+) -> None:
+    def needs_it(argv: list[str]) -> int:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    assert run(needs_it, []) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def test_another_module_that_is_missing_is_a_bug() -> None:
+    def broken(argv: list[str]) -> int:
+        raise ModuleNotFoundError("No module named 'kmidi_mlx.nothing'", name="kmidi_mlx.nothing")
+
+    with pytest.raises(ModuleNotFoundError):
+        run(broken, [])

@@ -25,7 +25,7 @@ _EXTRAS = {"coreai": "coreai"}
 def main(argv: list[str]) -> int:
     """Parse the flags, export, print how far the export is from the model."""
     parser = CommandParser(
-        prog="kmidi export",
+        prog="python -m kmidi_torch.export",
         description="Export a trained model, and keep it only if it computes what the model does.",
     )
     targets = parser.add_subparsers(dest="target", required=True, metavar="TARGET")

@@ -93,7 +93,8 @@ def export(args: argparse.Namespace, announce: Callable[[str], None]) -> Report:
             seconds=time.perf_counter() - start,
             differences=job.differences,
             milliseconds=job.milliseconds,
-            notes=[*job.notes, f"needs macOS {macos} or later", ADVICE[args.model]],
+            notes=[*job.notes, f"needs macOS {macos} or later", ADVICE[args.model]]
+            + ([request.loaded.notice] if request.loaded.notice else []),
         )
         draft.proved = report.holds
     return report

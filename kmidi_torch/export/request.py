@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _LOADERS: dict[str, Callable[[Path], Loaded[Any, Any]]] = {
     "spectocloud": load_spectocloud,
     "emotion_recognizer": load_recognizer,
 }
+# one of them lies in every package that is a folder
+_PACKAGE_FILES = ("Manifest.json", "main.mlirb")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ def open_request(
             f"--out {out} is a {'file' if folder else 'folder'} and would not be replaced; give "
             "another name."
         )
+    if folder and out.is_dir() and not any((out / name).exists() for name in _PACKAGE_FILES):
+        raise KmidiError(
+            f"--out {out} is a folder but no {suffix} package and would not be replaced; give "
+            "another name."
+        )
     return Request(args.model, _LOADERS[args.model](args.checkpoint), out, args)
 
 
@@ -107,6 +115,7 @@ def replacing(out: Path) -> Iterator[Draft]:
 
 
 def _put(made: Path, out: Path) -> None:
+    _make_readable(made)
     for file in [made] if made.is_file() else [file for file in made.rglob("*") if file.is_file()]:
         with file.open("rb") as opened:  # on the disk before its name is
             os.fsync(opened.fileno())
@@ -118,3 +127,15 @@ def _put(made: Path, out: Path) -> None:
         shutil.rmtree(aside)
     else:
         made.replace(out)
+
+
+def _make_readable(made: Path) -> None:
+    """Give what was made the modes of any new file and folder; writers differ in theirs."""
+    probe = made.with_name(f"{made.name}.mode")
+    probe.mkdir()
+    folder_mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.rmdir()
+    # a file is a folder that cannot be entered
+    file_mode = folder_mode & 0o666
+    for path in [made, *made.rglob("*")] if made.is_dir() else [made]:
+        path.chmod(folder_mode if path.is_dir() else file_mode)

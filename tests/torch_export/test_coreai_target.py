@@ -139,7 +139,7 @@ def test_wrong_export_is_refused_and_the_old_one_stays(
     monkeypatch.setattr(coreai_target, "build", wrong)
     out = tmp_path / "old.aimodel"
     out.mkdir()
-    (out / "kept").write_text("as it was")
+    (out / "main.mlirb").write_text("as it was")
     checkpoint = str(tiny_checkpoints["emotion_recognizer"])
     argv = ["coreai", "--model", "emotion_recognizer", "--checkpoint", checkpoint]
     assert main([*argv, "--out", str(out)]) == 1
@@ -147,7 +147,7 @@ def test_wrong_export_is_refused_and_the_old_one_stays(
     assert "nothing was kept" in printed.err
     assert any(line.startswith("cues") and " > " in line for line in printed.out.splitlines())
     assert [path.name for path in tmp_path.iterdir()] == ["old.aimodel"]
-    assert (out / "kept").read_text() == "as it was"
+    assert (out / "main.mlirb").read_text() == "as it was"
 
 
 @pytest.mark.parametrize(

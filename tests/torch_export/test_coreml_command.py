@@ -84,7 +84,7 @@ def test_a_defect_is_refused_and_the_old_package_stays(
 ) -> None:
     old = recognizer / "best.mlpackage"
     old.mkdir()
-    (old / "old").write_text("old", "utf-8")
+    (old / "Manifest.json").write_text("old", "utf-8")
     convert = Converter.convert
 
     def damaged(self: Converter, function: Any, graph: Any) -> Any:
@@ -99,7 +99,7 @@ def test_a_defect_is_refused_and_the_old_package_stays(
     assert "nothing was kept" in told.err.splitlines()[-1]
     assert "> " in told.out
     assert sorted(path.name for path in recognizer.iterdir()) == ["best.mlpackage", BEST]
-    assert [path.name for path in old.iterdir()] == ["old"]
+    assert [path.name for path in old.iterdir()] == ["Manifest.json"]
 
 
 @pytest.mark.parametrize(

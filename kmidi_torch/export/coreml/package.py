@@ -14,6 +14,7 @@ from kmidi_torch.export.coreml.functions import Function
 __all__ = ["describe"]
 
 _MODEL = Path("Data", "com.apple.CoreML", "model.mlmodel")
+_PRACTICE = " Trained on synthetic practice music, not on real music."
 # what is known of a checkpoint that a user of the package should know too
 _KEPT = ("step", "commit", "synthetic", "data_labels", "data_licences", "temperature")
 
@@ -41,9 +42,9 @@ def describe(
     model.ParseFromString(file.read_bytes())
     about = model.description.metadata
     about.author = "kmidi"
-    about.shortDescription = " ".join(
-        [functions[-1].exportable.about, *([loaded.notice] if loaded.notice else [])]
-    )
+    # no path of this machine: the package travels
+    practice = loaded.metadata.get("synthetic")
+    about.shortDescription = functions[-1].exportable.about + _PRACTICE * bool(practice)
     about.license = _licence(loaded.metadata)
     about.versionString = kmidi_mlx.__version__
     known = {name: loaded.metadata[name] for name in _KEPT if name in loaded.metadata}
