@@ -100,6 +100,11 @@ def plan_run(args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda 
     started = (out / checkpoint.LAST).exists() or (out / checkpoint.BEST).exists()
     resume = args.resume or (is_ours(out) and (out / checkpoint.CONFIG).exists())
     if resume:
+        if started and not (out / checkpoint.CONFIG).exists():
+            raise KmidiError(
+                f"{out} holds a run without its {checkpoint.CONFIG}; copy that file too from where "
+                "the run came from."
+            )
         if not (out / checkpoint.CONFIG).exists():
             raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
         files.insert(0, out / checkpoint.CONFIG)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -136,6 +137,14 @@ def test_there_has_to_be_a_run_to_resume(tmp_path: Path, capsys: Captured) -> No
     for folder in (tmp_path, tmp_path / "missing"):
         line = complaint(capsys, ["--out", str(folder), "--resume"])
         assert f"{folder} holds no run to resume; leave out --resume" in line
+
+
+def test_a_copied_run_needs_its_configuration(
+    tmp_path: Path, tiny_run: Path, capsys: Captured
+) -> None:
+    shutil.copytree(tiny_run / "last", tmp_path / "last")
+    line = complaint(capsys, ["--out", str(tmp_path), "--resume"])
+    assert f"{tmp_path} holds a run without its config.yaml; copy that file too" in line
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path, flags: list[str], capsys: Captured) -> None:
