@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from kmidi_mlx import __version__
 from kmidi_mlx.command import run
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 
 __all__ = ["COMMANDS", "main"]
 
@@ -45,9 +44,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"kmidi {__version__}")
         return 0
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name[:100], COMMANDS, n=1, cutoff=0.5)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}."
-        raise KmidiError(f"unknown command {name[:100]!r}; {hint}")
+        raise KmidiError(f"unknown command {name[:100]!r}{nearest(name, COMMANDS, 'there are')}")
     # imported only now: the help needs no framework, and preparing data needs no MLX
     return run(importlib.import_module(f"kmidi_mlx.{name}").main, arguments)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 
 __all__ = [
     "CommandParser",
@@ -134,7 +133,7 @@ class CommandParser(argparse.ArgumentParser):
                 break
             name = argument.partition("=")[0]
             if name.startswith("--") and " " not in name and name not in flags:
-                self.error(f"unknown option {name}{_nearest(name, flags)}")
+                self.error(f"unknown option {name}{nearest(name, flags)}")
         return super().parse_args(arguments, namespace)
 
     def flags(self) -> list[str]:
@@ -157,13 +156,8 @@ class CommandParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             names = [str(choice) for choice in action.choices]
-            hint = _nearest(str(value), names) or f"; choose from {', '.join(names)}"
+            hint = nearest(str(value), names) or f"; choose from {', '.join(names)}"
             raise argparse.ArgumentError(action, f"unknown choice {value!r}{hint}")
-
-
-def _nearest(word: str, valid: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word[:100], valid, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

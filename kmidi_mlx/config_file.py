@@ -7,11 +7,10 @@ What a flag says wins over a file, a later file over an earlier one, a file over
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import typing
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from kmidi_mlx import strict_yaml
 from kmidi_mlx.atomic import write_bytes_atomically
 from kmidi_mlx.config import RUN_CONFIGS, RunConfig
 from kmidi_mlx.config_section import ConfigError, Section
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 from kmidi_mlx.strict_yaml import Source, shown
 
 __all__ = [
@@ -207,7 +206,7 @@ def _range(metadata: Mapping[str, Any]) -> str:
 
 def _run_class(model: str) -> type[RunConfig]:
     if model not in RUN_CONFIGS:
-        raise KmidiError(f"unknown model {shown(model)}{_nearest(model, RUN_CONFIGS)}")
+        raise KmidiError(f"unknown model {shown(model)}{nearest(model, RUN_CONFIGS, 'valid are')}")
     return RUN_CONFIGS[model]
 
 
@@ -222,12 +221,6 @@ def _layout(run_class: type[RunConfig]) -> _Layout:
     return _Layout(sections, {name: getattr(run, name) for name in sections}, options)
 
 
-def _nearest(word: str, valid: Iterable[str]) -> str:
-    names = list(valid)
-    close = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; valid are {', '.join(names)}."
-
-
 def _unknown_section(name: str, layout: _Layout) -> str:
     owners = [dotted for dotted in layout.dotted if dotted.endswith(f".{name}")]
     if name in layout.dotted:
@@ -235,7 +228,7 @@ def _unknown_section(name: str, layout: _Layout) -> str:
         return f"write {key}: below {section}: instead of {name}:."
     if owners:
         return f"{name} is an option of a section; did you mean {' or '.join(owners)}?"
-    return f"unknown section {shown(name)}{_nearest(name, layout.sections)}"
+    return f"unknown section {shown(name)}{nearest(name, layout.sections, 'valid are')}"
 
 
 def _unknown_option(section: str, key: str, layout: _Layout) -> str:
@@ -243,8 +236,8 @@ def _unknown_option(section: str, key: str, layout: _Layout) -> str:
     text = f"unknown option {shown(f'{section}.{key}')}"
     if owners:
         return f"{text}; did you mean {' or '.join(owners)}?"
-    return text + _nearest(
-        f"{section}.{key}", [f"{section}.{name}" for name in layout.options[section]]
+    return text + nearest(
+        f"{section}.{key}", [f"{section}.{name}" for name in layout.options[section]], "valid are"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class KmidiError(Exception):
     """Wrong use or wrong input.
@@ -9,3 +12,18 @@ class KmidiError(Exception):
     The message is one sentence that says what is wrong, where (file, line, field) and what to do.
     Commands print it on stderr and exit with status 2; anything else that escapes is a bug.
     """
+
+
+def nearest(word: str, valid: Iterable[str], otherwise: str = "") -> str:
+    """End a complaint about an unknown word: with the one that was meant, where one is near.
+
+    Args:
+        word: that is unknown.
+        valid: the words there are.
+        otherwise: begins the list of them where none is near, such as `there are`; empty: no list.
+    """
+    names = list(valid)
+    close = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; {otherwise} {', '.join(names)}." if otherwise else ""

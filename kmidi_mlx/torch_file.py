@@ -166,14 +166,7 @@ class _Archive:
         try:
             with zipfile.ZipFile(self._file) as archive:
                 entries = archive.infolist()
-        # zipfile lets errors of what it is built from through where a field makes no sense
-        except (
-            zipfile.BadZipFile,
-            NotImplementedError,
-            ValueError,
-            struct.error,
-            OSError,
-        ) as error:
+        except _BAD_ZIP as error:
             reason = "is truncated" if start.startswith(b"PK\x03\x04") else "is not a PyTorch file"
             raise KmidiError(f"{self._path} {reason}, or damaged: {error}.") from error
         top = entries[0].filename.partition("/")[0] if entries else ""

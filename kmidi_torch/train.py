@@ -10,14 +10,12 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import ExitStack
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, WRONG_USE, interruptible, run
 from kmidi_mlx.config_file import describe_options
-from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.train import plan_run, report, train_parser
 
 if TYPE_CHECKING:
@@ -34,10 +32,6 @@ def main(argv: list[str]) -> int:
     if args.help_config:
         print(describe_options(args.model))
         return 0
-    if find_spec("torch") is None:
-        raise KmidiError(
-            "this needs PyTorch: pip install torch, or train with MLX by `kmidi train`."
-        )
     # imported late, so that --help and wrong flags answer at once
     from kmidi_torch.training.device import DeviceOptions
     from kmidi_torch.training.distributed import SaidByLeaderError

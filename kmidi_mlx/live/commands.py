@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 
 __all__ = [
     "AT_ONCE",
@@ -109,13 +108,15 @@ def check_arguments(command: str, arguments: Mapping[str, Any]) -> None:
     """
     wanted = COMMANDS.get(command)
     if wanted is None:
-        raise KmidiError(f"there is no command {_shown(command)}{_nearest(command, COMMANDS)}")
+        raise KmidiError(
+            f"there is no command {_shown(command)}{nearest(command, COMMANDS, 'there are')}"
+        )
     if "*" in wanted:
         _check_options(command, wanted["*"], arguments)
         return
     for name in arguments:
         if name not in wanted:
-            hint = _nearest(name, wanted) if wanted else "; it takes none."
+            hint = nearest(name, wanted, "there are") if wanted else "; it takes none."
             raise KmidiError(f"{command} has no argument {_shown(name)}{hint}")
     for name, argument in wanted.items():
         if name in arguments:
@@ -175,11 +176,6 @@ def _what(argument: Argument) -> str:
         return f"one of {', '.join(argument.choices)}"
     bounds = f" from {argument.low:g} to {argument.high:g}" if argument.high < math.inf else ""
     return _KINDS[argument.kind] + bounds
-
-
-def _nearest(word: str, valid: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(word[:100], valid, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(valid)}."
 
 
 def _shown(word: str) -> str:

@@ -7,7 +7,6 @@ change or nothing of it; what cannot be is refused in one sentence and changes n
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import threading
 import typing
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.emotion import LABELS, Emotion, from_label, nearest_label
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 from kmidi_mlx.live_config import (
     LiveCloudConfig,
     LiveConfig,
@@ -128,7 +127,9 @@ class Session:
         """
         handler = self._handlers.get(command)
         if handler is None:
-            raise KmidiError(f"unknown command {command[:40]!r}{_nearest(command, self.commands)}")
+            raise KmidiError(
+                f"unknown command {command[:40]!r}{nearest(command, self.commands, 'there are')}"
+            )
         return handler(arguments)
 
     def change(self, **sections: Any) -> None:
@@ -244,7 +245,7 @@ _TYPES: dict[str, Any] = {
 def _find(dotted: str) -> tuple[str, str]:
     if dotted not in _TYPES:
         raise KmidiError(
-            f"there is nothing called {dotted[:60]!r} to set{_nearest(dotted, _TYPES)}"
+            f"there is nothing called {dotted[:60]!r} to set{nearest(dotted, _TYPES, 'there are')}"
         )
     section, _, name = dotted.partition(".")
     return section, name
@@ -265,9 +266,3 @@ def _fitting(dotted: str, value: Any) -> Any:
 
 def _plain(section: Any) -> dict[str, Any]:
     return dataclasses.asdict(section)
-
-
-def _nearest(word: str, valid: typing.Iterable[str]) -> str:
-    names = sorted(valid)
-    close = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; there are {', '.join(names[:20])}."

@@ -28,6 +28,7 @@ from kmidi_mlx.config import (
     SpectocloudVitConfig,
 )
 from kmidi_mlx.config_file import config_to_dict
+from tests.stressed_weights import stressed
 
 
 def _missing(*packages: str) -> bool:
@@ -83,21 +84,13 @@ _RUNS: tuple[RunConfig, ...] = (
 
 
 def _stressed(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Unit-scale activations, sharp attention, gains away from 1."""
-    drawn = rng.normal(size=shape)
+    """As the mirror's tests, with louder embeddings, and convolutions by their taps."""
+    drawn = stressed(name, shape, rng)
     if "embedding" in name and "patch" not in name:
-        drawn *= 0.3
-    elif name == "modulation.weight":
-        drawn *= 0.3 / shape[1] ** 0.5
-    elif name == "modulation.bias":
-        drawn = 0.6 + 0.3 * drawn
-    elif "convolution.weight" in name:
-        drawn *= 1.2 / shape[0] ** 0.5
-    elif len(shape) == 2 and "bias_table" not in name:
-        drawn *= 1.2 / shape[1] ** 0.5
-    elif "norm" in name and name.endswith("weight"):
-        drawn = 1.0 + 0.3 * drawn
-    return drawn.astype(np.float32)
+        return drawn * np.float32(1.5)
+    if "convolution.weight" in name:
+        return drawn * np.float32((shape[1] / shape[0]) ** 0.5)
+    return drawn
 
 
 @pytest.fixture(scope="session", autouse=True)

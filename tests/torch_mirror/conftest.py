@@ -11,26 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.stressed_weights import stressed
+
 # The mirror is tested where PyTorch is installed (extra `torch`); the rest of kmidi needs none.
 collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
 Arrays = dict[str, NDArray[np.float32]]
-
-
-def stressed(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Weights that make every part count: unit-scale activations, sharp attention, odd gains."""
-    drawn = rng.normal(size=shape)
-    if "embedding" in name and "patch" not in name:
-        drawn *= 0.2
-    elif name == "modulation.weight":
-        drawn *= 0.3 / shape[1] ** 0.5
-    elif name == "modulation.bias":
-        drawn = 0.6 + 0.3 * drawn  # gains and biases alike
-    elif len(shape) == 2 and "bias_table" not in name:
-        drawn *= 1.2 / shape[1] ** 0.5
-    elif "norm" in name and name.endswith("weight"):
-        drawn = 1.0 + 0.3 * drawn
-    return drawn.astype(np.float32)
 
 
 @pytest.fixture(scope="session", autouse=True)
