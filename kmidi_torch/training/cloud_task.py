@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kmidi_mlx.config import SpectocloudConfig
-from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.runs.cloud_task import HostCloudTask
-from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_torch.models.spectocloud_vit import SpectocloudViT
 from kmidi_torch.training.cloud_losses import CloudLoss, cloud_losses
-from kmidi_torch.training.step import Batch, stage_arrays, to_device
+from kmidi_torch.training.device_task import DeviceTask
+from kmidi_torch.training.step import Batch
 
 
 def clouds_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -24,18 +20,8 @@ def clouds_of(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch["windows"], batch["features"], batch["emotion"], constants)
 
 
-class CloudTask(HostCloudTask):
-    """Spectocloud as something `Trainer` can train; arguments as of `HostCloudTask`."""
-
-    def __init__(
-        self,
-        config: SpectocloudConfig,
-        reader: CloudReader,
-        device: torch.device,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.device = device
-        super().__init__(config, reader, processes)
+class CloudTask(DeviceTask, HostCloudTask):
+    """Spectocloud as something `Trainer` can train; arguments as of `DeviceTask`."""
 
     def build(self) -> SpectocloudViT:
         """Make the network of `config` with its first weights."""
@@ -43,14 +29,6 @@ class CloudTask(HostCloudTask):
         model.initialise(self.config.training.seed)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model.to(self.device)
-
-    def stage(self, batch: Any) -> Batch:
-        """Make a batch ready for the device."""
-        return stage_arrays(super().stage(batch), self.device)
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand a batch to the device."""
-        return to_device(staged, self.device)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and number of clouds."""

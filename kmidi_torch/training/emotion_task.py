@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from kmidi_mlx.config import EmotionRecognizerConfig
-from kmidi_mlx.data.audio_emotion import Recordings
 from kmidi_mlx.data.audio_emotion_batches import Clips
 from kmidi_mlx.runs.emotion_task import Heard, HostEmotionTask
-from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_torch.models.emotion_recognizer import EmotionRecognizer
+from kmidi_torch.training.device_task import DeviceTask
 from kmidi_torch.training.losses import cross_entropy_sum
 from kmidi_torch.training.step import Batch, stage_arrays, to_device
 
@@ -39,32 +36,14 @@ def losses_of(
     return loss, torch.sum(torch.maximum(known, batch["cue_weights"]))
 
 
-class EmotionTask(HostEmotionTask):
-    """The recogniser as something `Trainer` can train; arguments as of `HostEmotionTask`."""
-
-    def __init__(
-        self,
-        config: EmotionRecognizerConfig,
-        recordings: Recordings,
-        device: torch.device,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.device = device
-        super().__init__(config, recordings, processes)
+class EmotionTask(DeviceTask, HostEmotionTask):
+    """The recogniser as something `Trainer` can train; arguments as of `DeviceTask`."""
 
     def build(self) -> EmotionRecognizer:
         """Make the network of `config` with its first weights."""
         model = EmotionRecognizer(self.config.model)
         model.initialise(self.config.training.seed)
         return model.to(self.device)
-
-    def stage(self, batch: Any) -> Batch:
-        """Make a batch ready for the device."""
-        return stage_arrays(super().stage(batch), self.device)
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand a batch to the device."""
-        return to_device(staged, self.device)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss and number of clips of which anything is known."""

@@ -8,15 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from kmidi_mlx.config import MidiGeneratorConfig
-from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.runs.midi_task import HostMidiTask
-from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_torch.generation.generator import generate
 from kmidi_torch.models.midi_transformer import Conditions, EmotionMIDITransformer
+from kmidi_torch.training.device_task import DeviceTask
 from kmidi_torch.training.losses import cross_entropy_sum
-from kmidi_torch.training.step import Batch, stage_arrays, to_device
+from kmidi_torch.training.step import Batch
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -34,18 +32,8 @@ def cross_entropy_of(
     return loss, torch.sum(weights)
 
 
-class MidiTask(HostMidiTask):
-    """The MIDI generator as something `Trainer` can train; arguments as of `HostMidiTask`."""
-
-    def __init__(
-        self,
-        config: MidiGeneratorConfig,
-        reader: ShardReader,
-        device: torch.device,
-        processes: Processes = ALONE,
-    ) -> None:
-        self.device = device
-        super().__init__(config, reader, processes)
+class MidiTask(DeviceTask, HostMidiTask):
+    """The MIDI generator as something `Trainer` can train; arguments as of `DeviceTask`."""
 
     def build(self) -> EmotionMIDITransformer:
         """Make the network of `config` with its first weights."""
@@ -53,14 +41,6 @@ class MidiTask(HostMidiTask):
         model.initialise(self.config.training.seed)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model.to(self.device)
-
-    def stage(self, batch: Any) -> Batch:
-        """Make a batch ready for the device."""
-        return stage_arrays(super().stage(batch), self.device)
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand a batch to the device."""
-        return to_device(staged, self.device)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats and number of events."""
