@@ -34,7 +34,7 @@ from kmidi_mlx.config import SpectocloudVitConfig
 from kmidi_mlx.data.song_file import read_song_file
 from kmidi_mlx.emotion import from_label
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.evaluation.cloud_rungs import Network
+from kmidi_mlx.models.cloud_network import Network
 from kmidi_mlx.models.loading import load_spectocloud
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 from kmidi_mlx.spectocloud import (

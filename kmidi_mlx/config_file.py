@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import yaml
 
@@ -29,8 +29,11 @@ __all__ = [
     "config_to_dict",
     "describe_options",
     "load_config",
+    "load_sections",
     "save_config",
 ]
+
+Config = TypeVar("Config", bound="Sections")
 
 _LARGEST_INT = 2**63 - 1
 _LONGEST_NUMBER = 40  # characters; longer ones are mistakes, and slow to convert
@@ -43,6 +46,13 @@ _WANTED = {
     tuple[int, ...]: "a list of whole numbers such as [0, 2]",
     tuple[str, ...]: "a list of texts such as [happy, sad]",
 }
+
+
+class Sections(Protocol):
+    """A configuration: a dataclass of sections, all with defaults, and a name for its files."""
+
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -77,14 +87,28 @@ def load_config(model: str, files: Sequence[Path] = (), overrides: Sequence[str]
     Raises:
         KmidiError: one sentence with the file and line, or the flag, of the first thing wrong.
     """
-    run_class = _run_class(model)
-    layout = _layout(run_class)
+    return load_sections(_run_class(model), files, overrides)
+
+
+def load_sections(
+    config_class: type[Config], files: Sequence[Path] = (), overrides: Sequence[str] = ()
+) -> Config:
+    """Resolve any configuration that is made of sections, as `load_config` does.
+
+    Args:
+        config_class: its class; its `name` is what a file of it may be called by.
+        files, overrides: as of `load_config`.
+
+    Raises:
+        KmidiError: as `load_config`.
+    """
+    layout = _layout(config_class)
     settings: dict[str, _Setting] = {}
     for path in files:
-        settings |= _read_file(path, model, layout)
+        settings |= _read_file(path, config_class.name, layout)
     for text in overrides:
         settings |= _read_override(text, layout)
-    return _build(run_class, layout, settings)
+    return _build(config_class, layout, settings)
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -177,13 +201,9 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_bytes_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def describe_options(model: str) -> str:
-    """List every option of `model`: name, default, what it does and what it may be.
-
-    Raises:
-        KmidiError: if there is no such model.
-    """
-    layout = _layout(_run_class(model))
+def describe_options(config_class: type[Sections]) -> str:
+    """List every option of a configuration: name, default, what it does and what it may be."""
+    layout = _layout(config_class)
     width = max(map(len, layout.dotted))
     lines: list[str] = []
     for name, section in layout.defaults.items():
@@ -210,7 +230,7 @@ def _run_class(model: str) -> type[RunConfig]:
     return RUN_CONFIGS[model]
 
 
-def _layout(run_class: type[RunConfig]) -> _Layout:
+def _layout(run_class: type[Sections]) -> _Layout:
     hints = typing.get_type_hints(run_class)
     sections = {item.name: hints[item.name] for item in dataclasses.fields(run_class)}
     options = {}
@@ -378,7 +398,7 @@ def _found(node: yaml.Node) -> str:
     return shown(node.value)
 
 
-def _build(run_class: type[RunConfig], layout: _Layout, settings: dict[str, _Setting]) -> RunConfig:
+def _build(run_class: type[Config], layout: _Layout, settings: dict[str, _Setting]) -> Config:
     sections: dict[str, Any] = {}
     for name, default in layout.defaults.items():
         keys = [key for key in layout.options[name] if f"{name}.{key}" in settings]

@@ -201,7 +201,7 @@ def _panels(args: argparse.Namespace) -> tuple[Panels, dict[str, Any]]:
     if args.checkpoint is None:
         return engine_cloud, {}
     # imported late: without a network no framework is needed
-    from kmidi_mlx.evaluation.cloud_rungs import Network
+    from kmidi_mlx.models.cloud_network import Network
     from kmidi_mlx.models.loading import load_spectocloud
 
     loaded = load_spectocloud(args.checkpoint)

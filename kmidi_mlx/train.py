@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     parser = train_parser("kmidi train", "Train a model on this machine.")
     args = parser.parse_args(argv)
     if args.help_config:
-        print(describe_options(args.model))
+        print(describe_options(RUN_CONFIGS[args.model]))
         return 0
     plan = plan_run(args)
     # imported late, so that --help and wrong flags answer at once

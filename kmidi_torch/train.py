@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, WRONG_USE, interruptible, run
+from kmidi_mlx.config import RUN_CONFIGS
 from kmidi_mlx.config_file import describe_options
 from kmidi_mlx.train import plan_run, report, train_parser
 
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     _add_device_arguments(parser)
     args = parser.parse_args(argv)
     if args.help_config:
-        print(describe_options(args.model))
+        print(describe_options(RUN_CONFIGS[args.model]))
         return 0
     # imported late, so that --help and wrong flags answer at once
     from kmidi_torch.training.device import DeviceOptions

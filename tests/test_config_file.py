@@ -437,7 +437,7 @@ def test_saved_file_starts_with_the_name_and_explains_every_option(tmp_path: Pat
 
 
 def test_describe_options_lists_every_option_with_its_default() -> None:
-    text = describe_options(MODEL)
+    text = describe_options(MidiGeneratorConfig)
     for section, values in config_to_dict(MidiGeneratorConfig()).items():
         for key in values if section != "name" else ():
             assert len(re.findall(rf"^  {section}\.{key} ", text, re.MULTILINE)) == 1

@@ -133,6 +133,11 @@ class Sampler:
         heapq.heapify(self._events)
         self._add(_ALL_OFF, at_sample)
 
+    def silence(self) -> None:
+        """Let every key and the pedal go now, and forget every event that is to come."""
+        self._events.clear()
+        self._add(_ALL_OFF, self._position)
+
     def render_block(self, count: int) -> NDArray[np.float32]:
         """Return the next samples.
 

@@ -25,12 +25,12 @@ from kmidi_mlx.evaluation.cloud_measures import (
 from kmidi_mlx.evaluation.cloud_rungs import (
     CloudData,
     EmotionMeans,
-    Network,
     network_ms,
     other_songs,
     spread_evenly,
     teacher_ms,
 )
+from kmidi_mlx.models.cloud_network import Network
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 
 __all__ = ["NETWORK", "RUNGS", "Ladder", "Rung", "climb", "held_out_pairs"]

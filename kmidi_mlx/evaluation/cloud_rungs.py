@@ -6,20 +6,17 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx import emotion
 from kmidi_mlx.data.cloud_shards import CloudPairs
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
+from kmidi_mlx.models.cloud_network import Network
 from kmidi_mlx.spectocloud import Frame, advance, begin
 
 __all__ = [
     "CloudData",
     "EmotionMeans",
-    "Network",
     "network_ms",
     "other_songs",
     "spread_evenly",
@@ -125,42 +122,6 @@ def other_songs(song: NDArray[np.integer], seed: int) -> NDArray[np.intp]:
     drawn = np.empty(len(song), np.intp)
     drawn[order] = order[(first[which] + own + steps) % len(song)]
     return drawn
-
-
-class Network:
-    """The network as a function of arrays, compiled.
-
-    Args:
-        model: the network.
-        points: of its clouds.
-    """
-
-    def __init__(self, model: SpectocloudViT, points: int) -> None:
-        constants = model.constants(points)
-        mx.eval(constants.biases, constants.queries)
-        self._draw = mx.compile(
-            lambda windows, features, vectors: model(windows, features, vectors, constants)
-        )
-
-    def clouds(self, windows: Floats, features: Floats, emotions: Floats) -> Floats:
-        """Draw clouds.
-
-        Args:
-            windows: (..., 128, 64).
-            features: (..., 32).
-            emotions: (..., 3), valence, arousal, intensity.
-
-        Returns:
-            float32 (..., points, 10).
-        """
-        vectors = emotion.encode_many(*emotions.reshape(-1, 3).T)
-        drawn = self._draw(
-            mx.array(windows.reshape(-1, *windows.shape[-2:])),
-            mx.array(features.reshape(-1, features.shape[-1])),
-            mx.array(vectors),
-        )
-        found: Floats = np.array(drawn, np.float32)
-        return found.reshape(*emotions.shape[:-1], *found.shape[1:])
 
 
 def network_ms(network: Network, pairs: CloudPairs) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -12,18 +13,27 @@ from numpy.typing import NDArray
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.generation import sampler
-from kmidi_mlx.models.kv_cache import KVCache
+from kmidi_mlx.models.kv_cache import CAPACITY_STEP, KVCache
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
 from kmidi_mlx.music import grammar
-from kmidi_mlx.music.event_stream import EventStream, write_piece
+from kmidi_mlx.music.event_stream import PREFILL_CHUNK, EventStream
+from kmidi_mlx.music.events import TIME_SHIFT
 from kmidi_mlx.music.knobs import unpack
+from kmidi_mlx.music.piece import write_piece
+
+Step = Callable[..., Any]
 
 
-def _compiled_step(model: EmotionMIDITransformer, table: grammar.Tables) -> Callable[..., Any]:
-    """Model, grammar and draw as one compiled graph.
+def compiled_step(model: EmotionMIDITransformer) -> Step:
+    """Model, grammar and draw as one compiled graph, which several generators may share.
 
-    It must not hold the generator: in a cycle the ring would outlive its reader.
+    It must not hold a generator: in a cycle the ring would outlive its reader.
+
+    Args:
+        model: weights to use; they are captured when the graph is first run.
     """
+    table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
+    mx.eval(*table)
 
     def step(last, place, keys, values, cross, state, noise, knobs):  # type: ignore[no-untyped-def]
         tokens = mx.broadcast_to(last[:, None], (keys[0].shape[0], 1))
@@ -34,12 +44,20 @@ def _compiled_step(model: EmotionMIDITransformer, table: grammar.Tables) -> Call
     return mx.compile(step)
 
 
+class StepCosts(NamedTuple):
+    """Seconds of an event that is written with a full context, and of one that is read."""
+
+    write: float
+    read: float
+
+
 class EventGenerator(EventStream[mx.array]):
     """Writes music event by event with MLX; what it does for its reader: `EventStream`.
 
     Args:
         model: weights to use; they are captured when the stream starts.
         sampling, seed, emotion, chord, key, prompt: as `EventStream`.
+        step: of the same model, from `compiled_step`, to be shared; None: one of its own.
 
     Raises:
         KmidiError: when the prompt holds an id outside the vocabulary.
@@ -54,12 +72,11 @@ class EventGenerator(EventStream[mx.array]):
         chord: int = 0,
         key: int = 0,
         prompt: Sequence[int] | NDArray[np.integer] = (),
+        step: Step | None = None,
     ) -> None:
         self._model = model
         self._dtype = model.embedding.weight.dtype
-        table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
-        mx.eval(*table)
-        self._compiled_step = _compiled_step(model, table)
+        self._compiled_step = step or compiled_step(model)
         self._newest = mx.array([0])
         super().__init__(model.config.context_length, sampling, seed, emotion, chord, key, prompt)
 
@@ -82,6 +99,12 @@ class EventGenerator(EventStream[mx.array]):
 
     def _forget(self, count: int) -> None:
         self._cache.rewind(count)
+
+    def pretend(self, events: int) -> None:
+        """Be as if so many events had been read, without a thought about what they were."""
+        self._pending = None
+        self._cache.offset = events
+        self._cache.reserve(1)
 
     def _keep_first_row(self) -> None:
         self._cache.keep_first()
@@ -110,6 +133,34 @@ class EventGenerator(EventStream[mx.array]):
         mx.async_eval(event, cache.keys, cache.values, self._state)
         self._newest = event
         return event
+
+
+def warm_up(model: EmotionMIDITransformer, step: Step, guidance: bool = False) -> StepCosts:
+    """Compile a step for every size that the ring can have, and time it.
+
+    Args:
+        model: of the step.
+        step: from `compiled_step`.
+        guidance: for generators with guidance, which run two rows.
+    """
+    sampling = SamplingConfig(guidance_scale=2.0 if guidance else 1.0)
+    stream = EventGenerator(model, sampling, step=step)
+    context = model.config.context_length
+    seconds = []
+    for events in range(0, context, CAPACITY_STEP):
+        stream.pretend(events)
+        for _ in range(3):
+            begun = time.perf_counter()
+            stream.next_event()
+            seconds.append(time.perf_counter() - begun)
+    # events that are read at once, as those of a person or a context that is read again
+    chunk = min(PREFILL_CHUNK, context // 2)
+    read = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        stream.feed([TIME_SHIFT] * chunk)
+        read.append(time.perf_counter() - begun)
+    return StepCosts(sorted(seconds[-3:])[1], min(read) / chunk)
 
 
 def generate(

@@ -7,10 +7,9 @@ so that every engine writes the same music.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import repeat
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -29,8 +28,6 @@ from kmidi_mlx.music.events import (
     TIME_SHIFT,
     VELOCITY,
     VOCABULARY_SIZE,
-    decode,
-    encode,
 )
 from kmidi_mlx.music.knobs import gumbel_noise, pack
 
@@ -425,48 +422,3 @@ class EventStream(ABC, Generic[Array]):
         closing += [pitch + NOTE_OFF for pitch in self.struck]
         self.feed(closing)
         return closing
-
-
-def write_piece(
-    stream: EventStream[Any],
-    seconds: float,
-    prompt: Sequence[int] | NDArray[np.integer] = (),
-    changes: Sequence[tuple[float, Emotion]] = (),
-    on_time: Callable[[float], None] = lambda seconds: None,
-) -> NDArray[np.uint16]:
-    """Write a piece of `seconds` seconds (after the prompt, if any) and end all its notes.
-
-    Args:
-        stream: fresh, nothing read from it.
-        seconds: length of what is written.
-        prompt: that the stream was given.
-        changes: emotions to change to, each with its time in seconds after the prompt.
-        on_time: called with the seconds written so far whenever time passes.
-
-    Returns:
-        `(n,)` event ids, prompt first; always valid music if the prompt is.
-
-    Raises:
-        KmidiError: when `seconds` is negative or no number.
-    """
-    if not 0 <= seconds < math.inf:
-        raise KmidiError(f"cannot write {seconds} seconds of music; give a number from 0 on.")
-    events = [int(event) for event in prompt]
-    begin = stream.seconds
-    end = stream.steps + round(seconds * STEPS_PER_SECOND)
-    waiting = deque(sorted(changes, key=lambda change: change[0]))
-    while True:
-        before = stream.steps
-        while waiting and stream.seconds - begin >= waiting[0][0]:
-            stream.set_emotion(waiting.popleft()[1])
-        event = stream.next_event()
-        if stream.steps >= end:
-            break
-        events.append(event)
-        if stream.steps > before:
-            on_time(seconds - (end - stream.steps) / STEPS_PER_SECOND)
-    on_time(seconds)
-    # decoding ends what still sounds at the last event, here the end of the piece
-    if end > before:
-        events.append(TIME_SHIFT + end - before - 1)
-    return encode(decode(events))

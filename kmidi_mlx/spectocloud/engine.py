@@ -37,6 +37,7 @@ __all__ = [
     "begin",
     "clouds",
     "clouds_at",
+    "followed",
 ]
 
 _Floats = NDArray[np.float32]
@@ -130,7 +131,7 @@ def advance(state: EngineState, frame: Frame) -> EngineState:
     """
     energy = measure_energy(frame.window)
     slow = _advance_slow(_Slow(state.emotion, state.anchors, state.storm), frame, energy)
-    return _state(slow, _followed(state.cloud, _target(slow, frame, energy, len(state.cloud))))
+    return _state(slow, followed(state.cloud, _target(slow, frame, energy, len(state.cloud))))
 
 
 def clouds(frames: Sequence[Frame], n_points: int = DEFAULT_POINTS) -> Iterator[_Floats]:
@@ -193,7 +194,7 @@ def clouds_at(
             continue
         target = _target(slow, frame, energy, n_points)
         # Points without a known past start where this frame wants them.
-        cloud = _followed(cloud, target) if drawn == index - 1 else target
+        cloud = followed(cloud, target) if drawn == index - 1 else target
         drawn = index
         if index == indices[position]:
             position += 1
@@ -226,8 +227,20 @@ def _target(slow: _Slow, frame: Frame, energy: Energy, n_points: int) -> _Floats
     return draw_cloud(point_set(n_points), sight)
 
 
-def _followed(cloud: _Floats, target: _Floats) -> _Floats:
-    step = (target - cloud) * _RATES
-    np.clip(step, -_LIMITS, _LIMITS, out=step)
+def followed(cloud: _Floats, target: _Floats, frames: int = 1) -> _Floats:
+    """Return a cloud on its way to another, as fast as points may go.
+
+    Args:
+        cloud: float32 (points, 10), before.
+        target: of the same shape.
+        frames: video frames that go by, 1 or more.
+
+    Returns:
+        float32 (points, 10).
+    """
+    rates = _RATES if frames == 1 else 1.0 - (1.0 - _RATES) ** frames
+    limits = _LIMITS * frames
+    step = (target - cloud) * rates
+    np.clip(step, -limits, limits, out=step)
     step += cloud
     return step

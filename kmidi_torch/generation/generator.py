@@ -13,8 +13,9 @@ from torch import Tensor
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.music import grammar
-from kmidi_mlx.music.event_stream import EventStream, write_piece
+from kmidi_mlx.music.event_stream import EventStream
 from kmidi_mlx.music.knobs import unpack
+from kmidi_mlx.music.piece import write_piece
 from kmidi_torch.generation import sampler
 from kmidi_torch.generation.decoder import Decoder, TorchDecoder
 from kmidi_torch.models.midi_transformer import EmotionMIDITransformer

@@ -16,7 +16,8 @@ from kmidi_mlx.data.cloud_shards import CloudPairs
 from kmidi_mlx.emotion import encode_many
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.evaluation.cloud_ladder import NETWORK, RUNGS, Ladder, climb, held_out_pairs
-from kmidi_mlx.evaluation.cloud_rungs import EmotionMeans, Network, other_songs, spread_evenly
+from kmidi_mlx.evaluation.cloud_rungs import EmotionMeans, other_songs, spread_evenly
+from kmidi_mlx.models.cloud_network import Network
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 
 POINTS = 40
