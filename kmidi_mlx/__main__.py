@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from kmidi_mlx import __version__
 from kmidi_mlx.command import run
@@ -16,6 +17,7 @@ COMMANDS = {
     "hello": "the whole way once, small: prepare, train a minute, write a piece",
     "prepare": "turn music into a data set",
     "train": "train a model on a data set",
+    "live": "play and draw in real time, steered by feeling",
     "generate": "write piano music for an emotion",
     "picture": "show a song as a cloud of light: a picture or a film",
     "evaluate": "measure a model or the music it writes",
@@ -46,7 +48,9 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise KmidiError(f"unknown command {name[:100]!r}{nearest(name, COMMANDS, 'there are')}")
     # imported only now: the help needs no framework, and preparing data needs no MLX
-    return run(importlib.import_module(f"kmidi_mlx.{name}").main, arguments)
+    # a command that is a whole package starts where `python -m` would
+    inside = ".__main__" if (Path(__file__).parent / name).is_dir() else ""
+    return run(importlib.import_module(f"kmidi_mlx.{name}{inside}").main, arguments)
 
 
 def _overview() -> str:

@@ -285,7 +285,7 @@ def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "kmidi: unknown command 'trian'; did you mean train?\n"
     assert kmidi(["--verbose"]) == 2
     assert (
-        "there are hello, prepare, train, generate, picture, evaluate, convert."
+        "there are hello, prepare, train, live, generate, picture, evaluate, convert."
         in capsys.readouterr().err
     )
 

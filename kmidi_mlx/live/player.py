@@ -20,6 +20,7 @@ from kmidi_mlx.live.clock import SongClock
 from kmidi_mlx.live.lateness import Lateness
 from kmidi_mlx.live.planned import NoteRing, PlannedEvent
 from kmidi_mlx.live.sinks import Sink
+from kmidi_mlx.live.thread_priority import hurry
 
 __all__ = ["Player"]
 
@@ -32,6 +33,7 @@ class _Voice:
     """A sink with what it is still to be told and what sounds on it."""
 
     sink: Sink
+    keys: bool
     queue: list[tuple[float, int, PlannedEvent]] = field(default_factory=list)
     sounding: dict[int, int] = field(default_factory=dict)
 
@@ -77,10 +79,32 @@ class Player(threading.Thread):
         with self._lock:
             return max((len(voice.sounding) for voice in self._voices), default=0)
 
-    def add(self, sink: Sink) -> None:
-        """Play on a sink from here on."""
+    def add(self, sink: Sink, keys: bool = True) -> None:
+        """Play on a sink from here on.
+
+        Args:
+            sink: what to play on.
+            keys: whether it also plays what a person plays, see `play_now`.
+        """
         with self._lock:
-            self._voices.append(_Voice(sink))
+            self._voices.append(_Voice(sink, keys))
+        self._wake()
+
+    def play_now(self, pitch: int, velocity: int) -> None:
+        """Play a key of a person's keyboard at once; any thread may call.
+
+        Args:
+            pitch: MIDI pitch.
+            velocity: 1-127; 0: the key is let go.
+        """
+        now = time.monotonic()
+        # no planned note has such an identity, so none can end it
+        event = PlannedEvent(0, pitch, velocity, -1 - pitch)
+        with self._lock:
+            for voice in self._voices:
+                if voice.keys:
+                    self._count += 1
+                    heapq.heappush(voice.queue, (now, self._count, event))
         self._wake()
 
     def remove(self, sink: Sink) -> None:
@@ -107,6 +131,7 @@ class Player(threading.Thread):
 
     def run(self) -> None:
         """Play until stopped."""
+        hurry()
         try:
             while not self._stopping:
                 self._turn()

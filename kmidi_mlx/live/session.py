@@ -31,8 +31,10 @@ __all__ = ["Session", "Settings"]
 Arguments = Mapping[str, Any]
 Handler = Callable[[Arguments], dict[str, Any]]
 Listener = Callable[["Session"], None]
+Guard = Callable[["Settings", "Settings"], None]
 
 _TRANSPORT = {"play": "playing", "pause": "paused", "stop": "stopped"}
+_PANIC = "panic"
 # more chords than this are no progression that anybody hears as one
 _MOST_CHORDS = 64
 
@@ -77,6 +79,7 @@ class Session:
 
     Args:
         config: what it starts with.
+        on_panic: ends every sounding note.
 
     Attributes:
         settings: in force now.
@@ -84,13 +87,15 @@ class Session:
         version: grows with every change.
     """
 
-    def __init__(self, config: LiveConfig) -> None:
+    def __init__(self, config: LiveConfig, on_panic: Callable[[], None] = lambda: None) -> None:
         parts = {item.name: getattr(config, item.name) for item in dataclasses.fields(Settings)}
         self.settings = Settings(**parts)
         self.transport = "stopped"
         self.version = 0
         self._lock = threading.RLock()
         self._listeners: list[Listener] = []
+        self._guard: Guard = lambda before, after: None
+        self._on_panic = on_panic
         self._notices: dict[str, dict[str, str]] = {}
         self._handlers: dict[str, Handler] = {
             "describe": self._describe,
@@ -107,6 +112,14 @@ class Session:
     def handle(self, command: str, handler: Handler) -> None:
         """Add a command that another part of the application answers."""
         self._handlers[command] = handler
+
+    def guard(self, guard: Guard) -> None:
+        """Have every change of the settings carried out by `guard` before it is in force.
+
+        Args:
+            guard: called with the settings before and after; what it raises refuses the change.
+        """
+        self._guard = guard
 
     def subscribe(self, listener: Listener) -> None:
         """Call `listener` after every change, in the thread that made it; it must not wait."""
@@ -139,7 +152,9 @@ class Session:
             KmidiError: when the settings cannot be.
         """
         with self._lock:
-            self.settings = replace(self.settings, **sections)
+            wanted = replace(self.settings, **sections)
+            self._guard(self.settings, wanted)
+            self.settings = wanted
             self._changed()
 
     def notice(self, topic: str, level: str, text: str | None) -> None:
@@ -205,8 +220,11 @@ class Session:
 
     def _change_transport(self, arguments: Arguments) -> dict[str, Any]:
         action = arguments.get("action")
-        if action not in _TRANSPORT or len(arguments) != 1:
-            raise KmidiError(f"transport takes an action: {', '.join(_TRANSPORT)}.")
+        if action not in (*_TRANSPORT, _PANIC) or len(arguments) != 1:
+            raise KmidiError(f"transport takes an action: {', '.join(_TRANSPORT)}, {_PANIC}.")
+        if action == _PANIC:
+            self._on_panic()
+            return {"transport": self.transport}
         with self._lock:
             self.transport = _TRANSPORT[action]
             self._changed()

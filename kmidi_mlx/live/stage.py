@@ -63,8 +63,11 @@ class Stage(Protocol):
         sound: the sound, or None where there is none.
     """
 
-    clouds: CloudSlot
-    sound: SoundSource | None
+    @property
+    def clouds(self) -> CloudSlot: ...  # noqa: D102
+
+    @property
+    def sound(self) -> SoundSource | None: ...  # noqa: D102
 
     def apply(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Carry out a command of `kmidi_mlx.live.commands`; may take its time.

@@ -153,7 +153,7 @@ class StageDouble:
         from kmidi_mlx.spectocloud.picture import draw
 
         file = io.BytesIO()
-        Image.fromarray(draw(frame.points.astype(np.float32), size, size)).save(file, "PNG")
+        Image.fromarray(draw(frame.points.astype(np.float32), size=(size, size))).save(file, "PNG")
         return {"png": base64.b64encode(file.getvalue()).decode()}
 
     def _get_performance_stats(self) -> dict[str, Any]:

@@ -1,0 +1,274 @@
+"""`python -m kmidi_mlx.live`: two models play and draw; a person steers them while they do."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmidi_mlx.command import CommandParser, add_config_arguments, run
+from kmidi_mlx.config_file import describe_options, load_sections
+from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.live_config import LiveConfig
+
+if TYPE_CHECKING:
+    from kmidi_mlx.live.concert import Concert
+    from kmidi_mlx.live.stdio import Stdio
+
+#: Environment variables that a program which starts this one may set.
+TOKEN, ORIGINS = "KMIDI_TOKEN", "KMIDI_ORIGINS"
+_DESCRIPTION = (
+    "Play piano music that follows a feeling, and see it as a cloud of light; open the page that "
+    "it prints, or use --tui, --stdio or --headless."
+)
+# Threads of Python hand over to each other this often, so that notes are sent in time.
+_SWITCH_SECONDS = 0.0005
+_LONGEST_HEADLESS = 24 * 3600.0
+_POLL_SECONDS = 0.2
+
+# flags that are short for an option, with their help
+_SHORTCUTS = {
+    "--generator": ("models.generator", "DIR", "checkpoint that writes the music"),
+    "--spectocloud": ("models.spectocloud", "DIR", "checkpoint that draws the cloud"),
+    "--recognizer": ("models.recognizer", "DIR", "checkpoint that hears emotion"),
+    "--midi-out": ("ports.output", "PORT", "play on a MIDI port; `virtual` makes one named KmiDi"),
+    "--midi-in": ("ports.input", "PORT", "listen to a keyboard; `virtual` makes a port"),
+    "--mode": ("music.mode", "NAME", "what the keyboard is for: duet, accompany, continue"),
+    "--sound-card": ("sound.device", "NAME", "play on a sound card; `default`: the usual one"),
+    "--listen": ("cloud.listen", "FILE", "sound that the cloud hears; `input`: the microphone"),
+    "--lookahead": ("loop.lookahead_seconds", "SECONDS", "music written ahead (0: two bars)"),
+    "--port": ("server.port", "N", "TCP port of the page; 0: any that is free"),
+    "--log": ("alerts.log", "FILE", "write a CSV line of figures every second"),
+}
+_SWITCHES = {
+    "--feel": ("cloud.feel=true", "let what is listened to set the emotion"),
+    "--lan": ("server.lan=true", "let other machines of the network in, with the token"),
+    "--no-browser": ("server.open_browser=false", "do not open the page"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Parse the flags, play until told to stop."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.help_config:
+        print(describe_options(LiveConfig))
+        return 0
+    if args.list_ports:
+        print(_ports())
+        return 0
+    config = load_sections(LiveConfig, args.config_files, _overrides(args))
+    if not args.headless and (args.seconds is not None or args.film):
+        raise KmidiError("--seconds and --film belong to --headless; add it.")
+    if sum((args.headless, args.stdio, args.tui)) > 1:
+        raise KmidiError("--headless, --stdio and --tui exclude each other; give one of them.")
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    # imported late, so that --help and wrong flags answer at once
+    from kmidi_mlx.live.concert import Concert
+
+    concert = Concert(config, args.out)
+    with _told_to_stop() as stop:
+        concert.start()
+        try:
+            if args.headless:
+                return _play_headless(concert, args, stop)
+            return _serve(concert, args, stop)
+        finally:
+            concert.close()
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="kmidi live", description=_DESCRIPTION)
+    add_emotion_arguments(parser)
+    for flag, (_, metavar, text) in _SHORTCUTS.items():
+        parser.add_argument(flag, metavar=metavar, help=text)
+    for flag, (_, text) in _SWITCHES.items():
+        parser.add_argument(flag, action="store_true", help=text)
+    parser.add_argument("--wait", action="store_true", help="do not play before somebody says so")
+    parser.add_argument("--tui", action="store_true", help="show and steer it in this terminal")
+    parser.add_argument(
+        "--stdio", action="store_true", help="take commands as JSON lines, for other programs"
+    )
+    parser.add_argument(
+        "--headless", action="store_true", help="play for --seconds, record to --out, and end"
+    )
+    parser.add_argument("--seconds", type=float, metavar="N", help="of --headless (default: 30)")
+    parser.add_argument(
+        "--film", action="store_true", help="with --headless: also make a film of the take"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("takes"),
+        metavar="DIR",
+        help="folder for recordings; of --headless the take itself (default: takes)",
+    )
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    parser.add_argument("--list-ports", action="store_true", help="name ports and sound cards")
+    parser.add_argument("--help-config", action="store_true", help="list all options and exit")
+    add_config_arguments(parser)
+    return parser
+
+
+def _overrides(args: argparse.Namespace) -> list[str]:
+    """All flags as settings of options; --set wins over the others."""
+    found = []
+    for flag, (option, _, _) in _SHORTCUTS.items():
+        value = getattr(args, flag[2:].replace("-", "_"))
+        if value is not None:
+            found.append(f"{option}={json.dumps(value) if _is_text(option) else value}")
+    for flag, (setting, _) in _SWITCHES.items():
+        if getattr(args, flag[2:].replace("-", "_")):
+            found.append(setting)
+    emotion = emotion_from(args)
+    if emotion is not None:
+        found += [f"music.valence={emotion.valence}", f"music.arousal={emotion.arousal}"]
+    return [*found, *args.overrides]
+
+
+def _is_text(option: str) -> bool:
+    section, _, name = option.partition(".")
+    return isinstance(getattr(getattr(LiveConfig(), section), name), str)
+
+
+@contextlib.contextmanager
+def _told_to_stop() -> Iterator[threading.Event]:
+    """Yield what is set by Ctrl-C, SIGTERM and SIGHUP; a second Ctrl-C interrupts."""
+    stop = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    earlier = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            earlier[number] = signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _serve(concert: Concert, args: argparse.Namespace, stop: threading.Event) -> int:
+    """Offer the page and the other front ends until told to stop."""
+    from kmidi_mlx.live.server import Server
+
+    settings = concert.config.server
+    server = Server(
+        concert,
+        port=settings.port,
+        lan=settings.lan,
+        clients=settings.clients,
+        token=os.environ.get(TOKEN) or None,
+        origins=tuple(os.environ.get(ORIGINS, "").split()),
+        on_error=_complain,
+    )
+    url = server.start()
+    concert.add_figure("clients", lambda: server.clients)
+    try:
+        if not args.stdio:
+            say = sys.stderr if args.tui else sys.stdout
+            print(f"kmidi plays at {url}", file=say, flush=True)
+            if server.lan_url is not None:
+                print(f"from other machines: {server.lan_url}", file=say, flush=True)
+            if settings.open_browser:
+                webbrowser.open(url)
+        if not args.wait:
+            concert.apply("transport", {"action": "play"})
+        if args.stdio:
+            return _talk(concert, server.port, server.token, stop)
+        if args.tui:
+            from kmidi_mlx.live.tui import run_tui
+
+            run_tui(concert, stop)
+            return 0
+        return _wait(concert, stop)
+    finally:
+        server.stop()
+
+
+def _talk(concert: Concert, port: int, token: str, stop: threading.Event) -> int:
+    from kmidi_mlx.live.stdio import Stdio
+
+    talk = Stdio(concert, about={"port": port, "token": token}, on_error=_complain)
+    threading.Thread(target=_end_when_told, args=(talk, stop), daemon=True).start()
+    talk.run()
+    return 0
+
+
+def _end_when_told(talk: Stdio, stop: threading.Event) -> None:
+    stop.wait()
+    talk.stop()
+
+
+def _wait(concert: Concert, stop: threading.Event) -> int:
+    while not stop.wait(_POLL_SECONDS):
+        if concert.engine.error is not None:
+            raise concert.engine.error
+    return 0
+
+
+def _play_headless(concert: Concert, args: argparse.Namespace, stop: threading.Event) -> int:
+    """Play and record for a while, without a page."""
+    seconds = 30.0 if args.seconds is None else args.seconds
+    if not 0.0 < seconds <= _LONGEST_HEADLESS:
+        raise KmidiError(f"--seconds {seconds:g}: give more than 0 and up to 86400.")
+    concert.engine.ready.wait()
+    concert.raise_failure()
+    concert.apply("transport", {"action": "play"})
+    while not concert.clock.running and not stop.wait(0.01):
+        concert.raise_failure()
+    concert.start_take(args.out)
+    began = time.monotonic()
+    while not stop.wait(min(_POLL_SECONDS, max(0.0, began + seconds - time.monotonic()))):
+        concert.raise_failure()
+        if time.monotonic() - began >= seconds:
+            break
+    report = concert.stats()
+    written = concert.apply("record", {"action": "stop"})
+    concert.apply("transport", {"action": "stop"})
+    files = [str(args.out.parent / file) for file in written["files"]]
+    if args.film:
+        from kmidi_mlx.live.take import Take, write_take_film
+
+        film = args.out / "film.mp4"
+        write_take_film(Take.open(args.out), film)
+        files.append(str(film))
+    if args.json:
+        print(json.dumps({"files": files, "stats": report}))
+    else:
+        for file in files:
+            print(f"wrote {file}")
+    return 0
+
+
+def _ports() -> str:
+    from kmidi_mlx.live.devices import about_devices
+
+    lines = []
+    for kind, names in about_devices().items():
+        lines.append(f"{kind.replace('_', ' ')}:")
+        lines += [f"  {name}" for name in names] or ["  none"]
+    return "\n".join(lines)
+
+
+def _complain(error: Exception) -> None:
+    """What fails behind a front end must not end the music, but has to be known."""
+    print(f"kmidi live: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

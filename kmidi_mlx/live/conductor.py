@@ -1,0 +1,307 @@
+"""The conductor: has the music written ahead, and written anew when a person changes their mind.
+
+It stands between the session, which says what is wanted, and the composer, which writes. All of it
+runs in the thread of the engine; the player takes the notes from the ring at their time.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from kmidi_mlx.live.clock import BAR_STEPS, BEAT_STEPS, SongClock, next_multiple
+from kmidi_mlx.live.composer import Composer, Direction
+from kmidi_mlx.live.keyboard import KeyEvent
+from kmidi_mlx.live.keyboard_merge import PlayedKey
+from kmidi_mlx.live.planned import NoteRing, PlannedEvent
+from kmidi_mlx.live.played import PlayedLog
+from kmidi_mlx.live.player import Player
+from kmidi_mlx.live.session import Settings
+from kmidi_mlx.music.event_stream import EventStream
+
+__all__ = ["Conductor"]
+
+MakeStream = Callable[[Direction], EventStream[Any]]
+
+# Music is there for so many beats before the first note is heard.
+_BEATS_BEFORE_START = 2
+# Changes that come faster than this are heard as one.
+_REPLAN_INTERVAL = 0.1
+# Of the time that replanning takes: what it may take as a share of all, at most.
+_MOST_REPLANNING = 1 / 3
+_SPARE_SECONDS = 0.03
+# Places in the ring that are kept free: ends of notes come all at once.
+_SPARE_PLACES = 8
+# A person who has let go of all keys for so many beats has paused, but not in less than this.
+_PAUSE_BEATS, _SHORTEST_PAUSE = 1.0, 0.4
+_COUNTED_STEPS = 4 * BAR_STEPS
+
+
+class Hands(Protocol):
+    """What a keyboard knows of the person at it."""
+
+    @property
+    def held(self) -> int:
+        """Number of keys that are down or kept by the pedal."""
+
+    @property
+    def last_time(self) -> float:
+        """Moment at which something last happened."""
+
+
+class Conductor:
+    """Keeps the plan filled; only the engine's thread may use it, but for `hear`.
+
+    Args:
+        make_stream: a fresh stream for a direction.
+        clock, ring, player, played: of the same performance.
+        on_underrun: called when music was due and none was written.
+        on_token: called with the seconds that each token took.
+
+    Attributes:
+        playing: `playing`, `paused` or `stopped`, as carried out.
+        replan_seconds: what planning anew takes, by what it took.
+        replans: number of times that it was done.
+        guidance_seconds: what it takes in addition where guidance begins.
+        hands: the keyboard, if there is one.
+    """
+
+    def __init__(
+        self,
+        make_stream: MakeStream,
+        clock: SongClock,
+        ring: NoteRing,
+        player: Player,
+        played: PlayedLog,
+        on_underrun: Callable[[], None] = lambda: None,
+        on_token: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
+        self.playing = "stopped"
+        self.replan_seconds = 0.05
+        self.guidance_seconds = 0.0
+        self.hands: Hands | None = None
+        self.replans = 0
+        self._make_stream = make_stream
+        self._clock = clock
+        self._ring = ring
+        self._player = player
+        self._played = played
+        self._on_underrun = on_underrun
+        self._on_token = on_token
+        self._composer: Composer | None = None
+        self._direction = Direction()
+        self._waits_for_start = False
+        self._replanned = -math.inf
+        self._heard: deque[KeyEvent] = deque()
+        self._to_answer = False
+        # where in the score how many tokens had been written, over the last bars
+        self._written: deque[tuple[int, int]] = deque()
+        self._tokens = 0
+        self._tokens_per_step = 0.0
+
+    def hear(self, key: KeyEvent) -> None:
+        """Take a key of a person's keyboard; any thread may call."""
+        self._heard.append(key)
+
+    @property
+    def composing(self) -> bool:
+        """Whether music is to be written, as opposed to listened to."""
+        return self.playing != "stopped" and self._composer is not None and self._composer.composing
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that a second of this music takes at its tempo; 0 where nothing is written."""
+        return self._tokens_per_step / self._clock.seconds_of(1.0) if self.composing else 0.0
+
+    def lookahead_steps(self, now: float) -> float:
+        """Steps of music written ahead; infinite when nothing is to be written."""
+        if not self.composing or self._composer is None:
+            return math.inf
+        return self._composer.written_step - self._clock.step_at(now)
+
+    def obey(self, settings: Settings, transport: str, guidance: bool = True) -> None:
+        """Do what is wanted now, if it is not done already.
+
+        Args:
+            settings: in force.
+            transport: `playing`, `paused` or `stopped`.
+            guidance: False: the machine is too slow for it.
+        """
+        if settings.music.tempo != self._clock.tempo:
+            self._clock.set_tempo(settings.music.tempo, time.monotonic())
+        sampling = settings.sampling
+        if not guidance and sampling.guidance_scale != 1.0:
+            sampling = replace(sampling, guidance_scale=1.0)
+        direction = Direction.of(settings.music, sampling)
+        if transport != self.playing:
+            self._change_transport(transport, direction)
+        if self._composer is None:
+            self._heard.clear()
+            return
+        if direction != self._direction and self._may_replan():
+            self._replan(direction)
+        self._attend()
+
+    def write(self, until_steps: float, deadline: float = math.inf) -> int:
+        """Write until so much is ahead, the plan is full, or time is up.
+
+        Args:
+            until_steps: steps ahead of now.
+            deadline: moment after which nothing more is begun.
+
+        Returns:
+            Number of tokens written.
+        """
+        count = 0
+        composer = self._composer
+        while composer is not None and composer.composing:
+            now = time.monotonic()
+            if now >= deadline or self.lookahead_steps(now) >= until_steps:
+                break
+            if self._ring.room <= self._places:
+                break
+            self._skip_what_is_past(composer, now)
+            begun = time.perf_counter()
+            self._push(composer.write())
+            self._on_token(time.perf_counter() - begun)
+            self._count(composer.written_step)
+            count += 1
+        self._start_when_ready()
+        return count
+
+    @property
+    def _places(self) -> int:
+        return self._direction.sampling.max_polyphony + _SPARE_PLACES
+
+    def _count(self, step: int) -> None:
+        self._tokens += 1
+        if not self._written or step > self._written[-1][0]:
+            self._written.append((step, self._tokens))
+        while step - self._written[0][0] > _COUNTED_STEPS:
+            self._written.popleft()
+        first_step, first = self._written[0]
+        if step - first_step >= BAR_STEPS // 2:
+            self._tokens_per_step = (self._tokens - first) / (step - first_step)
+
+    def _skip_what_is_past(self, composer: Composer, now: float) -> None:
+        if not self._clock.running:
+            return
+        due = self._clock.step_at(now + self._player.lead_seconds)
+        if composer.written_step < due:
+            self._on_underrun()
+            with self._ring.changed:
+                composer.skip_to(math.ceil(due) + 1)
+                self._written.clear()
+
+    def _push(self, events: list[PlannedEvent]) -> None:
+        for event in events:
+            self._ring.push(event)
+
+    def _change_transport(self, transport: str, direction: Direction) -> None:
+        now = time.monotonic()
+        before, self.playing = self.playing, transport
+        if transport == "playing":
+            if before == "stopped":
+                self._begin(direction)
+            self._waits_for_start = True
+            return
+        self._clock.pause(now)
+        self._waits_for_start = False
+        if transport == "stopped":
+            with self._ring.changed:
+                self._ring.cut(-math.inf)
+            self._clock.rewind(now)
+            self._composer = None
+            self._written.clear()
+            self._played.clear()
+        self._player.silence()
+
+    def _begin(self, direction: Direction) -> None:
+        self._direction = direction
+        self._heard.clear()
+        self._to_answer = False
+        self._written.clear()
+        self._composer = Composer(self._make_stream(direction), direction)
+
+    def _start_when_ready(self) -> None:
+        if not self._waits_for_start:
+            return
+        enough = _BEATS_BEFORE_START * BEAT_STEPS
+        full = self._ring.room <= self._places
+        if full or self.lookahead_steps(time.monotonic()) >= enough:
+            self._waits_for_start = False
+            self._clock.start(time.monotonic() + self._player.lead_seconds)
+
+    def _may_replan(self) -> bool:
+        """Whether a change may be carried out now: a storm of them must not use up the time."""
+        interval = max(_REPLAN_INTERVAL, self.replan_seconds / _MOST_REPLANNING)
+        waited = time.monotonic() - self._replanned
+        if waited < interval:
+            return False
+        # after a change the plan is short: first a little music, then the next change
+        return self.lookahead_steps(time.monotonic()) >= BEAT_STEPS or waited > 4 * interval
+
+    def _free_from(self, margin: float, grid: int) -> int:
+        """Take back the plan from the next line of a grid on, and return its step."""
+        composer = self._composer
+        assert composer is not None
+        with self._ring.changed:
+            now = time.monotonic()
+            soonest = self._clock.step_at(now + margin if self._clock.running else now)
+            step = max(next_multiple(max(0.0, soonest), grid), composer.earliest_step)
+            self._ring.cut(step)
+        return step
+
+    def _replan(self, direction: Direction) -> None:
+        composer = self._composer
+        assert composer is not None
+        begun = time.monotonic()
+        margin = self._player.lead_seconds + 1.5 * self.replan_seconds + _SPARE_SECONDS
+        before = self._direction.sampling.guidance_scale
+        if before == 1.0 != direction.sampling.guidance_scale:
+            margin += self.guidance_seconds
+        step = self._free_from(margin, BEAT_STEPS)
+        self._direction = direction
+        self._push(composer.replan(step, direction))
+        self._written.clear()
+        self.replans += 1
+        self._replanned = time.monotonic()
+        self.replan_seconds += 0.3 * (self._replanned - begun - self.replan_seconds)
+
+    def _attend(self) -> None:
+        """Let the composer hear what a person plays, and answer when they have paused."""
+        composer, mode = self._composer, self._direction.mode
+        assert composer is not None
+        if mode == "compose" or not self._clock.running:
+            self._heard.clear()
+            return
+        if self._heard and (mode != "accompany" or self._may_replan()):
+            now = time.monotonic()
+            keys = []
+            while self._heard:
+                key = self._heard.popleft()
+                step = self._clock.step_at(min(key.time, now))
+                keys.append(PlayedKey(max(0.0, step), key.pitch, key.velocity))
+            margin = self._player.lead_seconds + _SPARE_SECONDS
+            if mode == "accompany":
+                margin += 1.5 * self.replan_seconds
+            step = self._free_from(margin, BEAT_STEPS if mode == "accompany" else 1)
+            self._push(composer.feed_notes(keys, step))
+            self._written.clear()
+            self._to_answer = self._to_answer or any(key.velocity for key in keys)
+            self._replanned = time.monotonic()
+        if mode != "accompany" and self._to_answer and not composer.composing and self._paused():
+            self._to_answer = False
+            margin = self._player.lead_seconds + self.replan_seconds + _SPARE_SECONDS
+            step = self._clock.step_at(time.monotonic() + margin)
+            composer.answer(max(next_multiple(step, BEAT_STEPS), composer.earliest_step))
+
+    def _paused(self) -> bool:
+        if self.hands is None or self.hands.held:
+            return False
+        quiet = max(_SHORTEST_PAUSE, self._clock.seconds_of(_PAUSE_BEATS * BEAT_STEPS))
+        return time.monotonic() - self.hands.last_time >= quiet

@@ -1,0 +1,390 @@
+"""The engine: one thread that owns all work of MLX, in frames with deadlines.
+
+Every frame the music comes first: what is missing to a beat is written whatever it takes, what is
+missing to a bar within its budget. Then a cloud is drawn, then music is written up to the wanted
+two bars for as long as a token still fits before the frame's deadline. A frame that comes too late
+is left out and counted, never made up for.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from kmidi_mlx.emotion import Emotion
+from kmidi_mlx.generation.generator import EventGenerator, Step, compiled_step, warm_up
+from kmidi_mlx.live.clock import BAR_STEPS, BEAT_STEPS, SongClock
+from kmidi_mlx.live.cloud_slot import CloudFrame, CloudSlot
+from kmidi_mlx.live.composer import Direction
+from kmidi_mlx.live.conductor import Conductor, Hands
+from kmidi_mlx.live.feeling import Feeling
+from kmidi_mlx.live.planned import NoteRing
+from kmidi_mlx.live.played import PlayedLog
+from kmidi_mlx.live.player import Player
+from kmidi_mlx.live.quality import Costs, QualityControl
+from kmidi_mlx.live.session import Session, Settings
+from kmidi_mlx.live.sound import FanReader, SoundFan
+from kmidi_mlx.live.stats import Stats
+from kmidi_mlx.live.visualiser import Visualiser
+from kmidi_mlx.live_config import LiveConfig
+from kmidi_mlx.models.loading import load_generator, load_spectocloud
+from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
+from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
+from kmidi_mlx.music.events import decode
+from kmidi_mlx.music.notes import Notes
+from kmidi_mlx.music.piece import PieceWriter
+
+__all__ = ["EngineLoop", "Piece"]
+
+# However much music is missing, transport and emotion are looked at this often.
+_LONGEST_WRITING = 0.25
+_CONTROL_SECONDS = 1.0
+# For so long after a change or the start the plan may be short.
+_SHORT_GRACE_SECONDS = 3.0
+_COST_SMOOTHING = 0.05
+# Freed buffers that MLX may keep, as a share of the memory allowed.
+_CACHE_SHARE = 0.02
+# Above this many nats an event on held-out pieces, a generator knows notes but hardly music.
+_MUSICAL_NATS = 3.0
+
+
+@dataclass(eq=False)
+class Piece:
+    """A finished piece that somebody asks for while the music plays.
+
+    Attributes:
+        seconds: its length.
+        emotion: asked for.
+        seed: of what is drawn.
+        written: gets the notes.
+    """
+
+    seconds: float
+    emotion: Emotion
+    seed: int
+    written: Future[Notes] = field(default_factory=Future)
+
+
+class EngineLoop(threading.Thread):
+    """Writes music and draws clouds until stopped.
+
+    Args:
+        config: what the application starts with.
+        session: what is wanted.
+        clock, ring, player, played, sound, clouds, stats: of the same performance.
+        on_frame: called at the beginning of every frame.
+
+    Attributes:
+        loaded: set once the weights are there, or could not be had.
+        ready: set once everything is compiled and warm.
+        error: what ended the thread, if something did.
+        draws: `network`, `engine` or `off`.
+        has_network: whether there is a network to draw with.
+        conductor: the music's side; None until it is warm.
+        hands: the keyboard that the conductor is to look at.
+        listens: what the cloud hears instead of the music, if anything.
+    """
+
+    def __init__(
+        self,
+        config: LiveConfig,
+        session: Session,
+        clock: SongClock,
+        ring: NoteRing,
+        player: Player,
+        played: PlayedLog,
+        sound: SoundFan,
+        clouds: CloudSlot,
+        stats: Stats,
+        on_frame: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(name="kmidi engine", daemon=True)
+        self.loaded = threading.Event()
+        self.ready = threading.Event()
+        self.error: BaseException | None = None
+        self.draws = "off"
+        self.has_network = False
+        self.conductor: Conductor | None = None
+        self.hands: Hands | None = None
+        self.listens: SoundFan | None = None
+        self._config = config
+        self._session = session
+        self._clock = clock
+        self._ring = ring
+        self._player = player
+        self._played = played
+        self._sound = sound
+        self._clouds = clouds
+        self._stats = stats
+        self._on_frame = on_frame
+        self._stopping = threading.Event()
+        self._orders: deque[Callable[[], None]] = deque()
+        self._pieces: deque[Piece] = deque()
+        self._writer: tuple[Piece, PieceWriter] | None = None
+        self._frames = config.loop.frames_per_second
+        self._control = QualityControl(self._frames)
+        self._costs = Costs()
+        self._controlled = 0.0
+        self._enough_since = 0.0
+        self._feeling: Feeling | None = None
+        self._feels: FanReader | None = None
+        self._sequence = 0
+
+    def stop(self) -> None:
+        """End the thread; returns when it has ended."""
+        self._stopping.set()
+        if self.is_alive():
+            self.join()
+
+    def listen(self, sound: SoundFan | None) -> None:
+        """Let the cloud hear something else; None: the music. Any thread may call."""
+
+        def change() -> None:
+            self.listens = sound
+            self._visualiser.listen(sound)
+            self._stop_feeling()
+
+        self._orders.append(change)
+
+    def write(self, piece: Piece) -> None:
+        """Write a piece when there is time to; any thread may call."""
+        self._pieces.append(piece)
+
+    def run(self) -> None:
+        """Load, warm up, and work until stopped."""
+        try:
+            self._load()
+            self.loaded.set()
+            self._warm()
+            self.ready.set()
+            self._perform()
+        except BaseException as error:
+            self.error = error
+            if self.loaded.is_set():
+                self._session.notice("engine", "error", f"The engine has failed: {error!r}.")
+        finally:
+            self._clock.pause(time.monotonic())
+            self._player.silence()
+            self._refuse_pieces()
+            _end_mlx()
+            self.loaded.set()
+            self.ready.set()
+
+    def _load(self) -> None:
+        config = self._config
+        _limit_memory(config.loop.memory_gb)
+        loaded = load_generator(Path(config.models.generator))
+        self._session.notice("weights", "info", _about(loaded.path, loaded.metadata))
+        if loaded.notice:
+            self._session.notice("practice", "warning", loaded.notice)
+        self._model: EmotionMIDITransformer = loaded.model
+        self._step: Step = compiled_step(self._model)
+        network = self._load_network(config.cloud.source)
+        self._visualiser = Visualiser(self._sound, self._played, network)
+        self.has_network = network is not None
+
+    def _load_network(self, source: str) -> SpectocloudViT | None:
+        path = Path(self._config.models.spectocloud)
+        if source in ("engine", "off") or (source == "auto" and not path.exists()):
+            return None
+        return load_spectocloud(path).model
+
+    def _warm(self) -> None:
+        """Compile every shape before the first note, and learn what everything costs."""
+        plain = warm_up(self._model, self._step)
+        guided = warm_up(self._model, self._step, guidance=True)
+        self._costs.plain_seconds, self._costs.guided_seconds = plain.write, guided.write
+        self._cloud_costs = {False: self._visualiser.warm(network=False)}
+        if self.has_network:
+            self._cloud_costs[True] = self._visualiser.warm(network=True)
+        self.conductor = Conductor(
+            self._stream,
+            self._clock,
+            self._ring,
+            self._player,
+            self._played,
+            on_underrun=self._stats.underrun,
+            on_token=self._count_token,
+        )
+        self.conductor.hands = self.hands
+        self.conductor.guidance_seconds = self._model.config.context_length * guided.read
+        self.conductor.replan_seconds = 8 * plain.write
+        # what lives now lives on: the collector need not look at it in the middle of a frame
+        gc.collect()
+        gc.freeze()
+
+    def _stream(self, direction: Direction) -> EventGenerator:
+        first = direction.steering_at(0)
+        return EventGenerator(
+            self._model,
+            direction.sampling,
+            direction.seed,
+            first.emotion,
+            first.chord,
+            first.key,
+            step=self._step,
+        )
+
+    def _count_token(self, seconds: float) -> None:
+        self._stats.token(seconds)
+        name = "guided_seconds" if self._guided else "plain_seconds"
+        before = getattr(self._costs, name)
+        # one token that had to wait for a page fault says nothing about the next
+        setattr(self._costs, name, before + _COST_SMOOTHING * (min(seconds, 4 * before) - before))
+
+    def _perform(self) -> None:
+        due = time.monotonic()
+        self._enough_since = due
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            length = self._control.quality.every / self._frames
+            late = begun - due
+            if late > length:
+                self._stats.dropped(int(late * self._frames))
+                due = begun
+            due += length
+            self._frame(begun, due)
+            self._stopping.wait(max(0.0, due - time.monotonic()))
+
+    def _frame(self, begun: float, due: float) -> None:
+        conductor = self.conductor
+        assert conductor is not None
+        self._on_frame()
+        while self._orders:
+            self._orders.popleft()()
+        settings = self._session.settings
+        quality = self._control.quality
+        self._guided = quality.guidance and settings.sampling.guidance_scale != 1.0
+        conductor.obey(settings, self._session.transport, quality.guidance)
+        token = self._costs.guided_seconds if self._guided else self._costs.plain_seconds
+        conductor.write(BEAT_STEPS, begun + _LONGEST_WRITING)
+        budget = max(self._config.loop.generator_ms / 1e3, 4 * token)
+        conductor.write(BAR_STEPS, begun + budget)
+        self._draw(settings, quality.points)
+        handed_over = time.monotonic()
+        if settings.cloud.source != "off":
+            self._stats.frame(handed_over, handed_over - begun)
+        self._feel(settings)
+        wanted = self._wanted_steps(settings) * quality.lookahead
+        conductor.write(wanted, due - token)
+        self._write_piece(due - token)
+        self._watch(settings, time.monotonic())
+
+    def _wanted_steps(self, settings: Settings) -> float:
+        seconds = self._config.loop.lookahead_seconds
+        if not seconds:
+            return 2 * BAR_STEPS
+        return seconds / self._clock.seconds_of(1.0)
+
+    def _draw(self, settings: Settings, most_points: int) -> None:
+        source = settings.cloud.source
+        network = self.has_network and source != "engine"
+        self.draws = "off" if source == "off" else "network" if network else "engine"
+        if source == "off":
+            return
+        points = min(settings.cloud.points, most_points)
+        begun = time.monotonic()
+        cloud = self._visualiser.draw(begun, settings.emotion, points, network)
+        valence, arousal, _ = self._visualiser.felt
+        frame = CloudFrame(self._sequence, begun, cloud.astype(np.float16), valence, arousal)
+        self._clouds.put(frame)
+        self._sequence += 1
+        seconds = time.monotonic() - begun
+        costs = self._costs.cloud_seconds = self._cloud_costs[network]
+        before = costs[points]
+        costs[points] = before + _COST_SMOOTHING * (min(seconds, 4 * before) - before)
+
+    def _feel(self, settings: Settings) -> None:
+        """Let what the cloud listens to set the emotion, if that is wanted."""
+        if not settings.cloud.feel or self.listens is None:
+            self._stop_feeling()
+            return
+        if self._feeling is None or self._feels is None:
+            self._feeling = Feeling(Path(self._config.models.recognizer))
+            self._feels = self.listens.reader(64)
+        block = self._feels.read(0.0)
+        emotion = self._feeling.push(block.samples) if block else None
+        if emotion is not None:
+            self._session.apply(
+                "update_emotion", {"valence": emotion.valence, "arousal": emotion.arousal}
+            )
+
+    def _stop_feeling(self) -> None:
+        if self._feels is not None:
+            self._feels.close()
+        self._feels = self._feeling = None
+
+    def _write_piece(self, deadline: float) -> None:
+        """Go on with a piece that somebody asked for, in the time that is left."""
+        while self._writer or self._pieces:
+            if self._writer is None:
+                piece = self._pieces.popleft()
+                if not piece.written.set_running_or_notify_cancel():
+                    continue
+                sampling = self._session.settings.sampling
+                direction = Direction(piece.emotion, sampling=sampling, seed=piece.seed)
+                self._writer = piece, PieceWriter(self._stream(direction), piece.seconds)
+            piece, writer = self._writer
+            while not writer.done:
+                if time.monotonic() >= deadline:
+                    return
+                writer.write()
+            piece.written.set_result(decode(writer.events()))
+            self._writer = None
+
+    def _refuse_pieces(self) -> None:
+        waiting = [self._writer[0]] if self._writer else []
+        for piece in [*waiting, *self._pieces]:
+            piece.written.cancel()
+        self._pieces.clear()
+
+    def _watch(self, settings: Settings, now: float) -> None:
+        """Once a second: is the music safe, and which quality can be afforded?"""
+        conductor = self.conductor
+        assert conductor is not None
+        ahead = conductor.lookahead_steps(now)
+        if ahead >= BAR_STEPS or conductor.playing != "playing" or not conductor.composing:
+            self._enough_since = now
+        if self._clock.running and conductor.composing:
+            self._stats.lookahead(self._clock.seconds_of(ahead), ahead / BAR_STEPS)
+        if now - self._controlled < _CONTROL_SECONDS:
+            return
+        self._controlled = now
+        self._costs.tokens_per_second = conductor.tokens_per_second
+        short = now - self._enough_since > _SHORT_GRACE_SECONDS
+        points, guided = settings.cloud.points, settings.sampling.guidance_scale != 1.0
+        if self._control.update(now, self._costs, points, guided, short):
+            self._stats.quality(self._control.level, self._control.quality.text)
+
+
+def _limit_memory(gigabytes: float) -> None:
+    """Let MLX wait for memory rather than take more than it is allowed, and hoard little."""
+    import mlx.core as mx
+
+    allowed = int(gigabytes * 1e9)
+    mx.set_memory_limit(allowed)
+    mx.set_cache_limit(int(_CACHE_SHARE * allowed))
+
+
+def _end_mlx() -> None:
+    """End MLX's own threads of this thread; left to the end of the process they may abort it."""
+    import mlx.core as mx
+
+    mx.synchronize()
+    mx.clear_streams()
+
+
+def _about(path: Path, metadata: dict[str, object]) -> str:
+    nats, steps = metadata.get("metric"), metadata.get("step")
+    if not isinstance(nats, float):
+        return f"The music is written by {path}."
+    brief = "; it has trained briefly, so expect little" if nats > _MUSICAL_NATS else ""
+    return f"The music is written by {path}: {steps} steps, {nats:.2f} nats an event{brief}."
