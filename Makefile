@@ -1,6 +1,7 @@
-# make run   environment, install, and the main job: train a minute on real music, write out/hello.mid and .png
+# make run   environment, install, train a small model for a minute, then play: opens the page; Ctrl-C ends it
+# make hello the same without playing: writes out/hello.mid and .png
 # make test  environment, install, all tests
-# PYTHON chooses the interpreter (3.11 to 3.13), VENV where the environment goes.
+# PYTHON chooses the interpreter (3.11 to 3.13), VENV where the environment goes, LIVE flags of `kmidi live`.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,9 +13,12 @@ DEVELOPED := $(VENV)/.developed
 # two processes of tests, so that each keeps to one core
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
-.PHONY: run test slow lint types check clean
+.PHONY: run hello test slow lint types check clean
 
-run: $(INSTALLED)
+run: hello
+	$(BIN)/python -m kmidi_mlx.live --generator out/hello/model $(LIVE)
+
+hello: $(INSTALLED)
 	$(BIN)/python -m kmidi_mlx.hello --out out
 
 test: $(DEVELOPED)
@@ -35,7 +39,7 @@ check: lint types test
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"kmidi needs Python 3.11 to 3.13, this is {v[0]}.{v[1]}; choose another: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) -e '.[audio,cloud]'
+	$(PIP) -e '.[audio,cloud,live,midi,sound]'
 	touch $(INSTALLED)
 
 $(DEVELOPED): $(INSTALLED)

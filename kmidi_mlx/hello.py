@@ -118,6 +118,7 @@ def _next(work: Path, piece: Path) -> list[str]:
     precision = " --set training.precision=fp32" if sys.platform == "linux" else ""
     return [
         "A minute of training knows notes and rhythms; music and feelings take hours. What next:",
+        f"  play with it     {kmidi} live --generator {work / 'model'}",
         f"  listen           open {piece}",
         f"  write another    {kmidi} generate --checkpoint {work / 'model'} --seed 2 "
         f"--out {piece.parent / 'second.mid'}",

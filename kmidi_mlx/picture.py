@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     emotion = emotion_from(args)
     _check(args, emotion)
+    if args.source.is_dir():
+        return _show_take(args, emotion)
     # imported late, so that wrong flags answer before the libraries of the audio room load
     from kmidi_mlx.data.song_file import read_song_file
 
@@ -90,7 +92,12 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="kmidi picture", description=_DESCRIPTION)
-    parser.add_argument("source", type=Path, metavar="SRC", help="MIDI or sound file to show")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="SRC",
+        help="MIDI or sound file to show, or the folder of a take that `kmidi live` recorded",
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -221,6 +228,34 @@ def _panels(args: argparse.Namespace) -> tuple[Panels, dict[str, Any]]:
         "synthetic": bool(loaded.metadata.get("synthetic")),
     }
     return panels, about
+
+
+def _show_take(args: argparse.Namespace, emotion: Emotion | None) -> int:
+    """Show a take as it was seen: its clouds are recorded, nothing is drawn anew."""
+    from kmidi_mlx.live.take import Take, draw_take_moment, write_take_film
+
+    if emotion is not None or args.checkpoint is not None or args.points != DEFAULT_POINTS:
+        raise KmidiError(
+            f"{args.source} is a take, which is shown as it was; leave out emotion, --points and "
+            "--checkpoint."
+        )
+    make_room("--out", args.out)
+    result = {"source": str(args.source), "out": str(args.out)}
+    with Take.open(args.source) as take:
+        result["take_seconds"] = round(take.seconds, 2)
+        if _is_still(args.out):
+            moment = take.seconds / 2 if args.at is None else args.at
+            write_png(args.out, draw_take_moment(take, moment, args.size))
+            shown = f"{moment:g} s of {take.name}"
+        else:
+            with Progress(None, "draw", "pictures") as bar:
+                result["pictures"] = write_take_film(
+                    take, args.out, args.size, args.rate, lambda done, whole: bar.advance(),
+                    begin_seconds=args.at or 0.0, seconds=args.seconds,
+                )  # fmt: skip
+            shown = f"{result['pictures']} pictures of {take.name}"
+    print(json.dumps(result) if args.json else f"wrote {args.out}: {shown}")
+    return 0
 
 
 def _write_moment(

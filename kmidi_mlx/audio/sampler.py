@@ -134,9 +134,10 @@ class Sampler:
         self._add(_ALL_OFF, at_sample)
 
     def silence(self) -> None:
-        """Let every key and the pedal go now, and forget every event that is to come."""
+        """End everything within 30 ms, dampers or not, and forget every event that is to come."""
         self._events.clear()
-        self._add(_ALL_OFF, self._position)
+        self._pedal = False
+        self._voices.steal(self._position, len(self._voices))
 
     def render_block(self, count: int) -> NDArray[np.float32]:
         """Return the next samples.

@@ -132,7 +132,8 @@ class Voices:
             pedal: whether the pedal keeps them for now.
         """
         rows = self._rows
-        chosen = rows["held"] if pitch is None else rows["held"] & (rows["pitch"] == pitch)
+        # not a view: what is chosen stays chosen while rows change
+        chosen = rows["held"] & (True if pitch is None else rows["pitch"] == pitch)
         rows["held"][chosen] = False
         if pedal:
             rows["sustained"][chosen] = True

@@ -19,6 +19,7 @@ from kmidi_mlx.command import CommandParser, add_config_arguments, run
 from kmidi_mlx.config_file import describe_options, load_sections
 from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.live.thread_priority import STEADY, hurry
 from kmidi_mlx.live_config import LiveConfig
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def main(argv: list[str]) -> int:
     if sum((args.headless, args.stdio, args.tui)) > 1:
         raise KmidiError("--headless, --stdio and --tui exclude each other; give one of them.")
     sys.setswitchinterval(_SWITCH_SECONDS)
+    # every thread: one that held the interpreter and did not run would hold up the player
+    hurry(STEADY)
     # imported late, so that --help and wrong flags answer at once
     from kmidi_mlx.live.concert import Concert
 
@@ -204,14 +207,22 @@ def _talk(concert: Concert, port: int, token: str, stop: threading.Event) -> int
     from kmidi_mlx.live.stdio import Stdio
 
     talk = Stdio(concert, about={"port": port, "token": token}, on_error=_complain)
-    threading.Thread(target=_end_when_told, args=(talk, stop), daemon=True).start()
-    talk.run()
+    ended = threading.Event()
+    threading.Thread(target=_end_when_told, args=(talk, stop, ended), daemon=True).start()
+    try:
+        talk.run()
+    finally:
+        ended.set()
     return 0
 
 
-def _end_when_told(talk: Stdio, stop: threading.Event) -> None:
+def _end_when_told(talk: Stdio, stop: threading.Event, ended: threading.Event) -> None:
     stop.wait()
-    talk.stop()
+    while True:
+        # again and again: who was told to stop while loading may not be talking yet
+        talk.stop()
+        if ended.wait(_POLL_SECONDS):
+            return
 
 
 def _wait(concert: Concert, stop: threading.Event) -> int:

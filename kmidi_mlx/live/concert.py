@@ -80,7 +80,7 @@ class Concert:
             self.clouds, self.figures, self._pass_keys,
         )  # fmt: skip
         self._devices = Devices(
-            self.session, self.player, self._piano, self.sound, folder, config.cloud.listen,
+            self.session, self.player, self._piano, self.sound, folder, self.session.settings,
             self.engine.listen, self._pass_keys,
         )  # fmt: skip
         self.engine.hands = self._devices.keyboard

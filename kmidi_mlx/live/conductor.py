@@ -130,10 +130,14 @@ class Conductor:
             settings: in force.
             transport: `playing`, `paused` or `stopped`.
             guidance: False: the machine is too slow for it.
+
+        More notes together than half of the plan has places for are not asked for.
         """
         if settings.music.tempo != self._clock.tempo:
             self._clock.set_tempo(settings.music.tempo, time.monotonic())
         sampling = settings.sampling
+        if sampling.max_polyphony > self._most_polyphony:
+            sampling = replace(sampling, max_polyphony=self._most_polyphony)
         if not guidance and sampling.guidance_scale != 1.0:
             sampling = replace(sampling, guidance_scale=1.0)
         direction = Direction.of(settings.music, sampling)
@@ -162,7 +166,7 @@ class Conductor:
             now = time.monotonic()
             if now >= deadline or self.lookahead_steps(now) >= until_steps:
                 break
-            if self._ring.room <= self._places:
+            if self.full:
                 break
             self._skip_what_is_past(composer, now)
             begun = time.perf_counter()
@@ -172,6 +176,16 @@ class Conductor:
             count += 1
         self._start_when_ready()
         return count
+
+    @property
+    def full(self) -> bool:
+        """Whether the plan has no room for more, whatever time it covers."""
+        return self._ring.room <= self._places
+
+    @property
+    def _most_polyphony(self) -> int:
+        """Notes whose ends still fit into the plan beside as much music."""
+        return max(1, self._ring.capacity // 2 - _SPARE_PLACES)
 
     @property
     def _places(self) -> int:
@@ -203,9 +217,9 @@ class Conductor:
 
     def _change_transport(self, transport: str, direction: Direction) -> None:
         now = time.monotonic()
-        before, self.playing = self.playing, transport
+        self.playing = transport
         if transport == "playing":
-            if before == "stopped":
+            if self._composer is None:  # also where it was paused before it had begun
                 self._begin(direction)
             self._waits_for_start = True
             return
@@ -231,8 +245,7 @@ class Conductor:
         if not self._waits_for_start:
             return
         enough = _BEATS_BEFORE_START * BEAT_STEPS
-        full = self._ring.room <= self._places
-        if full or self.lookahead_steps(time.monotonic()) >= enough:
+        if self.full or self.lookahead_steps(time.monotonic()) >= enough:
             self._waits_for_start = False
             self._clock.start(time.monotonic() + self._player.lead_seconds)
 
@@ -265,6 +278,8 @@ class Conductor:
         if before == 1.0 != direction.sampling.guidance_scale:
             margin += self.guidance_seconds
         step = self._free_from(margin, BEAT_STEPS)
+        if direction.mode != self._direction.mode:
+            self._to_answer = False
         self._direction = direction
         self._push(composer.replan(step, direction))
         self._written.clear()

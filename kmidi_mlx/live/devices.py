@@ -23,7 +23,10 @@ from kmidi_mlx.live.sinks import MidiSink, Sink
 from kmidi_mlx.live.sound import SoundEngine, SoundFan
 from kmidi_mlx.live.sound_device import SoundDevice
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "about_devices"]
+
+# socket:PORT names no host
+_THIS_MACHINE = ("", "127.0.0.1", "localhost", "::1", "[::1]")
 
 
 class Devices:
@@ -35,8 +38,8 @@ class Devices:
         sound: plays on the sound card, and mixes in a file that is listened to.
         fan: what is heard.
         folder: that files named by clients have to be in.
-        started_with: of the settings that the application was started with, the file that may be
-            listened to wherever it is.
+        started_with: settings that the application was started with: what they name, a file to
+            listen to or another machine to play on, may be outside of folder and machine.
         on_listen: told what the cloud is to hear; None: the music.
         on_keys: called when a person has played.
 
@@ -51,7 +54,7 @@ class Devices:
         sound: SoundEngine,
         fan: SoundFan,
         folder: Path,
-        started_with: str,
+        started_with: Settings,
         on_listen: Callable[[SoundFan | None], None],
         on_keys: Callable[[], None],
     ) -> None:
@@ -61,7 +64,8 @@ class Devices:
         self._sound = sound
         self._fan = fan
         self._folder = folder
-        self._started_with = started_with
+        self._listens_outside = started_with.cloud.listen
+        self._plays_outside = started_with.ports.output
         self._on_listen = on_listen
         self._on_keys = on_keys
         self._output: MidiSink | None = None
@@ -130,6 +134,12 @@ class Devices:
         ports = settings.ports
         if not ports.output:
             return None
+        host = _socket_host(ports.output)
+        if host is not None and host not in _THIS_MACHINE and ports.output != self._plays_outside:
+            raise KmidiError(
+                f"ports.output: {host[:60]} is another machine; only one that kmidi was started "
+                "with can be played on."
+            )
         return MidiSink(open_output(ports.output, self._folder), ports.channel - 1)
 
     def _set_output(self, output: MidiSink | None) -> None:
@@ -185,7 +195,7 @@ class Devices:
         if not name:
             return None
         kind = name.partition(":")[0]
-        if kind != "input" and name != self._started_with:
+        if kind != "input" and name != self._listens_outside:
             path = (self._folder / name).resolve()
             if not path.is_relative_to(self._folder.resolve()):
                 raise KmidiError(
@@ -216,6 +226,12 @@ class Devices:
 
         with suppress(RuntimeError):  # everything is being closed
             self._care.submit(tell)
+
+
+def _socket_host(name: str) -> str | None:
+    """Host of a socket:HOST:PORT; None for other ports."""
+    kind, _, rest = name.partition(":")
+    return rest.rpartition(":")[0] if kind == "socket" else None
 
 
 def about_devices() -> dict[str, Any]:

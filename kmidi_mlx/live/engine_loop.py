@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +30,11 @@ from kmidi_mlx.live.feeling import Feeling
 from kmidi_mlx.live.planned import NoteRing
 from kmidi_mlx.live.played import PlayedLog
 from kmidi_mlx.live.player import Player
-from kmidi_mlx.live.quality import Costs, QualityControl
+from kmidi_mlx.live.quality import Costs, Quality, QualityControl, Wishes
 from kmidi_mlx.live.session import Session, Settings
 from kmidi_mlx.live.sound import FanReader, SoundFan
 from kmidi_mlx.live.stats import Stats
+from kmidi_mlx.live.thread_priority import STEADY, hurry
 from kmidi_mlx.live.visualiser import Visualiser
 from kmidi_mlx.live_config import LiveConfig
 from kmidi_mlx.models.loading import load_generator, load_spectocloud
@@ -49,7 +51,8 @@ _LONGEST_WRITING = 0.25
 _CONTROL_SECONDS = 1.0
 # For so long after a change or the start the plan may be short.
 _SHORT_GRACE_SECONDS = 3.0
-_COST_SMOOTHING = 0.05
+# With very short frames handing over would take all of them; it does not.
+_LEAST_LOAD = 0.7
 # Freed buffers that MLX may keep, as a share of the memory allowed.
 _CACHE_SHARE = 0.02
 # Above this many nats an event on held-out pieces, a generator knows notes but hardly music.
@@ -126,11 +129,17 @@ class EngineLoop(threading.Thread):
         self._stats = stats
         self._on_frame = on_frame
         self._stopping = threading.Event()
+        self._ended = False
         self._orders: deque[Callable[[], None]] = deque()
         self._pieces: deque[Piece] = deque()
         self._writer: tuple[Piece, PieceWriter] | None = None
         self._frames = config.loop.frames_per_second
-        self._control = QualityControl(self._frames)
+        frame_ms = 1000.0 / self._frames
+        self._control = QualityControl(
+            self._frames,
+            most_load=max(_LEAST_LOAD, 1.0 - config.loop.rendering_ms / frame_ms),
+            most_drawing=config.loop.cloud_ms / frame_ms,
+        )
         self._costs = Costs()
         self._controlled = 0.0
         self._enough_since = 0.0
@@ -157,9 +166,12 @@ class EngineLoop(threading.Thread):
     def write(self, piece: Piece) -> None:
         """Write a piece when there is time to; any thread may call."""
         self._pieces.append(piece)
+        if self._ended:
+            self._refuse_pieces()
 
     def run(self) -> None:
         """Load, warm up, and work until stopped."""
+        hurry(STEADY)  # before MLX starts threads of its own
         try:
             self._load()
             self.loaded.set()
@@ -173,6 +185,7 @@ class EngineLoop(threading.Thread):
         finally:
             self._clock.pause(time.monotonic())
             self._player.silence()
+            self._ended = True
             self._refuse_pieces()
             _end_mlx()
             self.loaded.set()
@@ -202,9 +215,10 @@ class EngineLoop(threading.Thread):
         plain = warm_up(self._model, self._step)
         guided = warm_up(self._model, self._step, guidance=True)
         self._costs.plain_seconds, self._costs.guided_seconds = plain.write, guided.write
-        self._cloud_costs = {False: self._visualiser.warm(network=False)}
-        if self.has_network:
-            self._cloud_costs[True] = self._visualiser.warm(network=True)
+        self._costs.cloud_seconds = {
+            network: self._visualiser.warm(network)
+            for network in (False, True)[: 1 + self.has_network]
+        }
         self.conductor = Conductor(
             self._stream,
             self._clock,
@@ -235,14 +249,12 @@ class EngineLoop(threading.Thread):
 
     def _count_token(self, seconds: float) -> None:
         self._stats.token(seconds)
-        name = "guided_seconds" if self._guided else "plain_seconds"
-        before = getattr(self._costs, name)
-        # one token that had to wait for a page fault says nothing about the next
-        setattr(self._costs, name, before + _COST_SMOOTHING * (min(seconds, 4 * before) - before))
+        self._costs.wrote(self._guided, seconds)
 
     def _perform(self) -> None:
         due = time.monotonic()
         self._enough_since = due
+        self._stats.quality(0, self._control.quality.text)
         while not self._stopping.is_set():
             begun = time.monotonic()
             length = self._control.quality.every / self._frames
@@ -268,7 +280,7 @@ class EngineLoop(threading.Thread):
         conductor.write(BEAT_STEPS, begun + _LONGEST_WRITING)
         budget = max(self._config.loop.generator_ms / 1e3, 4 * token)
         conductor.write(BAR_STEPS, begun + budget)
-        self._draw(settings, quality.points)
+        self._draw(settings, quality)
         handed_over = time.monotonic()
         if settings.cloud.source != "off":
             self._stats.frame(handed_over, handed_over - begun)
@@ -284,23 +296,29 @@ class EngineLoop(threading.Thread):
             return 2 * BAR_STEPS
         return seconds / self._clock.seconds_of(1.0)
 
-    def _draw(self, settings: Settings, most_points: int) -> None:
+    def _wishes(self, settings: Settings) -> Wishes:
         source = settings.cloud.source
-        network = self.has_network and source != "engine"
+        return Wishes(
+            points=settings.cloud.points,
+            network=self.has_network and source != "engine",
+            replaceable=source == "auto",
+            guided=settings.sampling.guidance_scale != 1.0,
+        )
+
+    def _draw(self, settings: Settings, quality: Quality) -> None:
+        source, wishes = settings.cloud.source, self._wishes(settings)
+        network = wishes.network and (quality.network or not wishes.replaceable)
         self.draws = "off" if source == "off" else "network" if network else "engine"
         if source == "off":
             return
-        points = min(settings.cloud.points, most_points)
+        points = min(settings.cloud.points, quality.points)
         begun = time.monotonic()
         cloud = self._visualiser.draw(begun, settings.emotion, points, network)
         valence, arousal, _ = self._visualiser.felt
         frame = CloudFrame(self._sequence, begun, cloud.astype(np.float16), valence, arousal)
         self._clouds.put(frame)
         self._sequence += 1
-        seconds = time.monotonic() - begun
-        costs = self._costs.cloud_seconds = self._cloud_costs[network]
-        before = costs[points]
-        costs[points] = before + _COST_SMOOTHING * (min(seconds, 4 * before) - before)
+        self._costs.drew(network, points, time.monotonic() - begun)
 
     def _feel(self, settings: Settings) -> None:
         """Let what the cloud listens to set the emotion, if that is wanted."""
@@ -341,17 +359,23 @@ class EngineLoop(threading.Thread):
             self._writer = None
 
     def _refuse_pieces(self) -> None:
-        waiting = [self._writer[0]] if self._writer else []
-        for piece in [*waiting, *self._pieces]:
-            piece.written.cancel()
-        self._pieces.clear()
+        """Let nobody wait for a piece that will not be written any more."""
+        if self._writer is not None:
+            # what is under way can no longer be cancelled by its asker's side
+            self._writer[0].written.set_exception(CancelledError())
+            self._writer = None
+        while self._pieces:
+            with suppress(IndexError):  # two threads may refuse at once
+                self._pieces.popleft().written.cancel()
 
     def _watch(self, settings: Settings, now: float) -> None:
         """Once a second: is the music safe, and which quality can be afforded?"""
         conductor = self.conductor
         assert conductor is not None
         ahead = conductor.lookahead_steps(now)
-        if ahead >= BAR_STEPS or conductor.playing != "playing" or not conductor.composing:
+        # a plan without room is no shortage, however dense its music
+        enough = ahead >= BAR_STEPS or conductor.full
+        if enough or conductor.playing != "playing" or not conductor.composing:
             self._enough_since = now
         if self._clock.running and conductor.composing:
             self._stats.lookahead(self._clock.seconds_of(ahead), ahead / BAR_STEPS)
@@ -360,8 +384,7 @@ class EngineLoop(threading.Thread):
         self._controlled = now
         self._costs.tokens_per_second = conductor.tokens_per_second
         short = now - self._enough_since > _SHORT_GRACE_SECONDS
-        points, guided = settings.cloud.points, settings.sampling.guidance_scale != 1.0
-        if self._control.update(now, self._costs, points, guided, short):
+        if self._control.update(now, self._costs, self._wishes(settings), short):
             self._stats.quality(self._control.level, self._control.quality.text)
 
 

@@ -12,8 +12,8 @@ from kmidi_mlx.music.notes import Notes
 
 __all__ = ["PlayedLog"]
 
-# Longest stretch that anybody asks for.
-_KEPT_SECONDS = 10.0
+# Longest stretch that anybody asks for: two bars at the slowest tempo.
+_KEPT_SECONDS = 12.0
 
 
 @dataclass(eq=False, slots=True)
@@ -27,7 +27,7 @@ class _Note:
 
 
 class PlayedLog:
-    """Remembers notes of the last ten seconds and those that still sound; a sink of the player.
+    """Remembers what sounded in the last twelve seconds; a sink of the player.
 
     Args:
         clock: tells the score step of a moment.
@@ -80,7 +80,12 @@ class PlayedLog:
         start = now - seconds
         with self._lock:
             rows = [
-                (note.pitch, note.velocity, note.onset - start, (note.offset or now) - start)
+                (
+                    note.pitch,
+                    note.velocity,
+                    note.onset - start,
+                    (now if note.offset is None else note.offset) - start,
+                )
                 for note in self._notes
                 if note.onset < now and (note.offset is None or note.offset > start)
             ]
@@ -116,5 +121,5 @@ class PlayedLog:
     def _forget(self, now: float) -> None:
         oldest = now - _KEPT_SECONDS
         if self._notes[0].onset < oldest:
-            kept = (note for note in self._notes if note.offset is None or note.onset >= oldest)
+            kept = (note for note in self._notes if note.offset is None or note.offset >= oldest)
             self._notes = deque(kept)

@@ -102,6 +102,9 @@ class _PythonRtmidi:
 class _Rtmidi2:
     def __init__(self) -> None:
         self.module: Any = importlib.import_module("rtmidi2")
+        # elsewhere it ends the process where a system does not run; and python-rtmidi has wheels
+        if sys.platform != "darwin":
+            raise ImportError
 
     def device(self, kind: str, api: int) -> Any:
         make = self.module.MidiIn if kind == "input" else self.module.MidiOut

@@ -6,6 +6,8 @@ is made a little before it is to be heard and carries that moment, so that nobod
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import threading
 import time
 from collections import deque
@@ -171,6 +173,9 @@ class SoundEngine(threading.Thread):
         self._sampler = Sampler(sample_rate=fan.sample_rate, polyphony=polyphony)
         self._loudness = volume
         self._told: deque[tuple[int, int, float]] = deque()
+        # told for later than the block under way: by moment, which a stall does not shift
+        self._later: list[tuple[float, int, int, int]] = []
+        self._count_told = itertools.count()
         self._stopping = threading.Event()
         # moment at which the sampler's first sample is heard
         self._origin = 0.0
@@ -233,13 +238,21 @@ class SoundEngine(threading.Thread):
         return (mixed * _FULL_SCALE).astype(np.int16)
 
     def _hear(self) -> None:
-        """Hand the sampler what was told since the last block."""
+        """Hand the sampler what was told and is to be heard within the next block."""
         while self._told:
             pitch, velocity, at = self._told.popleft()
             if pitch < 0:
+                self._later.clear()
                 self._sampler.silence()
-                continue
+            else:
+                heapq.heappush(self._later, (at, next(self._count_told), pitch, velocity))
+        end = self._sampler.position + self._count
+        while self._later:
+            at, _, pitch, velocity = self._later[0]
             sample = round((at - self._origin) * self._fan.sample_rate)
+            if sample >= end:
+                return
+            heapq.heappop(self._later)
             if velocity:
                 self._sampler.note_on(pitch, velocity, sample)
             else:

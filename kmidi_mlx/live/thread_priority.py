@@ -8,18 +8,22 @@ import sys
 import threading
 from contextlib import suppress
 
-__all__ = ["hurry"]
+__all__ = ["ON_TIME", "STEADY", "hurry"]
 
 # QOS_CLASS_USER_INTERACTIVE of <sys/qos.h>
 _USER_INTERACTIVE = 0x21
-_NICE = -10
+#: Nice values of Linux: who sends notes and sound before who computes, and both before others.
+ON_TIME, STEADY = -11, -6
 
 
-def hurry() -> bool:
-    """Have the calling thread run before others, if the system allows it.
+def hurry(nice: int = ON_TIME) -> bool:
+    """Have the calling thread, and those that it starts, run before others, if that is allowed.
 
     On macOS it becomes user-interactive, which also keeps it on the fast cores; on Linux its nice
     value is lowered, which takes a right that desktop users seldom have.
+
+    Args:
+        nice: on Linux.
 
     Returns:
         Whether it was allowed.
@@ -28,6 +32,6 @@ def hurry() -> bool:
         if sys.platform == "darwin":
             library = ctypes.CDLL(None)
             return bool(library.pthread_set_qos_class_self_np(_USER_INTERACTIVE, 0) == 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         return True
     return False
