@@ -240,7 +240,7 @@ def _show_take(args: argparse.Namespace, emotion: Emotion | None) -> int:
             "--checkpoint."
         )
     make_room("--out", args.out)
-    result = {"source": str(args.source), "out": str(args.out)}
+    result: dict[str, Any] = {"source": str(args.source), "out": str(args.out)}
     with Take.open(args.source) as take:
         result["take_seconds"] = round(take.seconds, 2)
         if _is_still(args.out):

@@ -243,7 +243,7 @@ class InputListening:
     Attributes:
         name: of the input.
         fan: hands out what it hears; a block's moment is the one at which it sounded.
-        lost_samples: times that the machine was too slow and some of it was lost.
+        overruns: times that the machine was too slow and some of it was lost.
 
     Raises:
         KmidiError: if sounddevice is not installed, there is no such input or it cannot be opened.
@@ -253,7 +253,7 @@ class InputListening:
         self._microphone = Microphone(device)
         self.name = self._microphone.name
         self.fan = SoundFan(SAMPLE_RATE)
-        self.lost_samples = 0
+        self.overruns = 0
         self._on_lost = on_lost
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="kmidi microphone", daemon=True)
@@ -277,7 +277,7 @@ class InputListening:
                     continue
                 begun = time.monotonic() - waiting / microphone.sample_rate
                 samples, complete = microphone.read(piece)
-                self.lost_samples += not complete
+                self.overruns += not complete
                 resampled = stream.push(samples)
                 if len(resampled):
                     self.fan.put(_whole(resampled), begun - stream.delay_seconds)

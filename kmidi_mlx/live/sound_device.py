@@ -159,6 +159,8 @@ class _Stream:
         self._stream.close()
 
     def _lost(self) -> PortLostError:
+        if _has_jack(self._library):
+            _leave_at_exit(self._library)
         return PortLostError(f"{self.name} went away; choose another {_WORDS[self._kind]} or none.")
 
 
@@ -261,9 +263,11 @@ class SoundDevice:
                     self._pacer.start()
                 delay = time.monotonic() - room / stream.sample_rate - block.time_monotonic
                 samples = block.samples.astype(np.float32) / 32_768.0
-                starved = self._write(self._pacer.take(samples, delay))
+                starved = self._write(self._pacer.take(samples, delay), room)
                 # after a pause the card had nothing to play, as was meant
-                self.underruns += starved and not paused
+                if starved and not paused:
+                    self.underruns += 1
+                    self._pacer.starved()
                 paused = False
         except PortLostError as error:
             if not self._closing.is_set():
@@ -283,15 +287,16 @@ class SoundDevice:
             self._stream.write(np.zeros((count, 2), np.float32))
         return self._stream.count()
 
-    def _write(self, samples: Sound) -> bool:
+    def _write(self, samples: Sound, room: int) -> bool:
         starved = False
         while len(samples) and not self._closing.is_set():
-            room = self._stream.count()
-            if not room:
+            if room:
+                starved |= self._stream.write(samples[:room])
+                samples = samples[room:]
+            else:
                 self._closing.wait(_POLL_SECONDS)
-                continue
-            starved |= self._stream.write(samples[:room])
-            samples = samples[room:]
+            if len(samples):
+                room = self._stream.count()
         return starved
 
 
@@ -313,19 +318,20 @@ def _library() -> Any:
             "the machine's sound system went away and does not answer; start kmidi again to use "
             "sound cards."
         )
-    jack = any("JACK" in api["name"] for api in sounddevice.query_hostapis())
-    if not jack and not _opened:
+    if not _opened and not _has_jack(sounddevice):
         # PortAudio looks for devices only once, when it is initialised
         sounddevice._terminate()
         sounddevice._initialize()
-        jack = any("JACK" in api["name"] for api in sounddevice.query_hostapis())
-    if jack:
-        _leave_at_exit(sounddevice)
     return sounddevice
 
 
+def _has_jack(library: Any) -> bool:
+    """Whether PortAudio is a client of JACK: it aborts the process if it ends after the server."""
+    return any("JACK" in api["name"] for api in library.query_hostapis())
+
+
 def _leave_at_exit(library: Any) -> None:
-    """Let the system clean up: PortAudio aborts the process if a JACK server is gone by then."""
+    """Let the system clean up behind PortAudio when the process ends."""
     atexit.unregister(library._exit_handler)
 
 

@@ -29,6 +29,12 @@ _MOST_STRETCH = 2e-3
 _SMOOTHING_SECONDS = 2.0
 # A larger error was a gap and is made good at once; cards hold little more than that.
 _GAP_SECONDS = 0.04
+# So much later than at first may sound become where its source is late again and again.
+_MOST_DELAY_SECONDS = 0.2
+# A card that starved is given so much more to hold.
+_MARGIN_SECONDS = 0.01
+# The delay to keep is the mean of the first blocks'.
+_SETTLING_SECONDS = 1.0
 
 
 class Interpolator:
@@ -101,12 +107,20 @@ class SoundPacer:
         self._rate = sample_rate
         self._step = sample_rate / card_rate
         self._interpolator = Interpolator(self._step, channels=2)
-        self._wanted: float | None = None
-        self._error = 0.0
+        self.start()
 
     def start(self) -> None:
-        """Take the delay of the next block as the one to keep."""
-        self._wanted = None
+        """Take the delay of the next blocks as the one to keep."""
+        self._delays: list[float] = []
+        self._heard_seconds = 0.0
+        self._wanted = self._first = 0.0
+        self._error = 0.0
+        self._delay = 0.0
+
+    def starved(self) -> None:
+        """The card had nothing to play: play later from now on than the last block came."""
+        later = max(self._wanted, self._delay) + _MARGIN_SECONDS
+        self._wanted = min(later, self._first + _MOST_DELAY_SECONDS)
         self._error = 0.0
 
     def take(self, samples: Sound, delay_seconds: float) -> Sound:
@@ -120,20 +134,28 @@ class SoundPacer:
         Returns:
             float32 (m, 2) at the card's rate.
         """
-        if self._wanted is None:
-            self._wanted = delay_seconds
+        if self._heard_seconds < _SETTLING_SECONDS:
+            self._delays.append(delay_seconds)
+            self._wanted = self._first = sum(self._delays) / len(self._delays)
+        self._heard_seconds += len(samples) / self._rate
+        self._delay = delay_seconds
         error = delay_seconds - self._wanted
         if abs(error) > _GAP_SECONDS:
-            self.gaps += 1
-            self._error = 0.0
-            count = round(abs(error) * self._rate)
-            if error > 0:
-                samples = samples[count:]
-            else:
-                samples = np.concatenate([np.zeros((count, 2), np.float32), samples])
+            samples = self._over_gap(samples, error)
         else:
             share = min(1.0, len(samples) / self._rate / _SMOOTHING_SECONDS)
             self._error += share * (error - self._error)
         stretch = self._error / _CORRECTION_SECONDS
         self.stretch = max(-_MOST_STRETCH, min(stretch, _MOST_STRETCH))
         return self._interpolator.push(samples, self._step * (1.0 + self.stretch))
+
+    def _over_gap(self, samples: Sound, error: float) -> Sound:
+        self.gaps += 1
+        self._error = 0.0
+        count = round(abs(error) * self._rate)
+        if error < 0:
+            return np.concatenate([np.zeros((count, 2), np.float32), samples])
+        if self._delay <= self._first + _MOST_DELAY_SECONDS:
+            self.starved()
+            return samples
+        return samples[count:]

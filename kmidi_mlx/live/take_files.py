@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from kmidi_mlx.live.protocol import pack_cloud
 
 __all__ = [
     "ABOUT_FILE", "CLOUDS_FILE", "CLOUD_FILE_HEADER", "CLOUD_FILE_MAGIC", "CLOUD_FILE_VERSION",
-    "MUSIC_FILE", "SOUND_FILE", "CloudFile", "MusicFile", "NoteEvent", "SoundFile",
+    "MUSIC_FILE", "SOUND_FILE", "CloudFile", "MusicFile", "NoteEvent", "Reserve", "SoundFile",
 ]  # fmt: skip
 
 ABOUT_FILE = "take.json"
 MUSIC_FILE, SOUND_FILE, CLOUDS_FILE = "music.mid", "sound.wav", "clouds.kmc"
+# room on the disk that a take keeps for its last words: half an hour of music, and more
+_RESERVE_FILE, _RESERVE_BYTES = ".reserve", 1 << 17
 
 #: Head of a file of clouds: magic, version, its own size, and the monotonic time of the take's
 #: beginning, which the times of the frames count from.
@@ -61,6 +64,30 @@ def _write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
+class Reserve:
+    """Room on the disk that is kept until it is needed, for the last writes to a full one.
+
+    Args:
+        folder: of the take.
+
+    Raises:
+        OSError: when there is not even that much room.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _RESERVE_FILE
+        file = _create(self._path)
+        try:
+            _write_all(file, bytes(_RESERVE_BYTES), 0)
+        finally:
+            os.close(file)
+
+    def release(self) -> None:
+        """Give the room back; nothing happens a second time."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
 class SoundFile:
     """A growing WAV of 16 bits and two channels, in which every block lies at its time.
 
@@ -83,7 +110,11 @@ class SoundFile:
         # where the pending blocks begin, and where the file ends
         self._start = self._whole = 0
         self._file = _create(path)
-        self._write_header()
+        try:
+            self._write_header()
+        except OSError:
+            self.release()
+            raise
 
     def add(self, sequence: int, seconds: float, samples: NDArray[np.int16]) -> None:
         """Put a block where it belongs; what is missing before it is silence.
@@ -280,12 +311,14 @@ class CloudFile:
 
     def __init__(self, path: Path, begin: float) -> None:
         self.count = 0
+        self._size = CLOUD_FILE_HEADER.size
+        header = CLOUD_FILE_HEADER.pack(CLOUD_FILE_MAGIC, CLOUD_FILE_VERSION, self._size, 0, begin)
         self._file = _create(path)
-        header = CLOUD_FILE_HEADER.pack(
-            CLOUD_FILE_MAGIC, CLOUD_FILE_VERSION, CLOUD_FILE_HEADER.size, 0, begin
-        )
-        _write_all(self._file, header, 0)
-        self._size = len(header)
+        try:
+            _write_all(self._file, header, 0)
+        except OSError:
+            self.release()
+            raise
 
     def add(self, frames: Sequence[CloudFrame]) -> None:
         """Append clouds."""

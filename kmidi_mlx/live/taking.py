@@ -25,15 +25,17 @@ from kmidi_mlx.live.take_files import (
     CloudFile,
     MusicFile,
     NoteEvent,
+    Reserve,
     SoundFile,
 )
 
-__all__ = ["TAKE_FORMAT", "TAKE_VERSION", "TakeSink", "Taking", "reason_of"]
+__all__ = ["BEGIN_SECONDS", "TAKE_FORMAT", "TAKE_VERSION", "TakeSink", "Taking", "reason_of"]
 
 TAKE_FORMAT, TAKE_VERSION = "kmidi take", 1
 
-# Sound is made ahead of its time: a take begins when all of what is heard then is yet to come.
-_BEGIN_SECONDS = 0.2
+#: A take begins so long after its start: sound is made ahead of its time, and all of what is heard
+#: then has to be still to come.
+BEGIN_SECONDS = 0.2
 _WRITE_SECONDS = 0.1
 _COMMIT_SECONDS = 2.0
 # What waits for a slow disk: forty seconds of sound, ten of clouds. More is lost and counted.
@@ -135,7 +137,7 @@ class Taking(threading.Thread):
         self._waiting: deque[CloudFrame] = deque()
         self._lost_clouds = 0
         self._early: CloudFrame | None = None
-        self._begin = time.monotonic() + _BEGIN_SECONDS
+        self._begin = time.monotonic() + BEGIN_SECONDS
         self._reader: FanReader | None = None
         self._sound_file: SoundFile | None = None
         self._about = {
@@ -148,18 +150,22 @@ class Taking(threading.Thread):
             "seconds": None,
             "about": about,
         }
-        self._write_about()
         with ExitStack() as undo:
+            undo.callback(sink.end)
+            held = sink.begin()
+            # listening first: making files may take its time
+            if sound is not None:
+                self._reader = sound.reader(_SOUND_BLOCKS)
+                undo.callback(self._reader.close)
+            self._write_about()
+            self._reserve = Reserve(path)
             self._cloud_file = CloudFile(path / CLOUDS_FILE, self._begin)
             undo.callback(self._cloud_file.release)
             if sound is not None:
                 self._sound_file = SoundFile(path / SOUND_FILE, sound.sample_rate)
                 undo.callback(self._sound_file.release)
-            undo.callback(sink.end)
-            self._music_file = MusicFile(path / MUSIC_FILE, self._begin, sink.begin())
+            self._music_file = MusicFile(path / MUSIC_FILE, self._begin, held)
             undo.pop_all()
-        if sound is not None:
-            self._reader = sound.reader(_SOUND_BLOCKS)
         self._collector = threading.Thread(
             target=self._collect_clouds, name="kmidi recorder of clouds", daemon=True
         )
@@ -262,6 +268,7 @@ class Taking(threading.Thread):
             "before is kept."
         )
         end = min(self._end, time.monotonic())
+        self._reserve.release()
         # what may free room comes first
         actions: list[Callable[[], None]] = [
             self._cloud_file.close,
@@ -278,6 +285,7 @@ class Taking(threading.Thread):
 
     def _release(self) -> None:
         self._stopping.set()
+        self._reserve.release()
         self._sink.end()
         if self._reader is not None:
             self._reader.close()

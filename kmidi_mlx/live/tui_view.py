@@ -18,6 +18,7 @@ SMALLEST_SIZE = (60, 16)
 #: Left end of the level meters.
 LOWEST_DB = -54.0
 
+_MODEL_STEPS_PER_SECOND = 100.0
 _PAST_SECONDS, _COMING_SECONDS = 3.0, 5.0
 _LABEL_COLUMNS = 4
 # lines that are not the roll: title, emotion, two meters, two of figures, keys
@@ -148,7 +149,8 @@ def _keys() -> Text:
 def _roll(plan: Mapping[str, Any], columns: int, lines: int) -> list[Text]:
     """The piano roll: time to the right, pitch upward, two of its rows in a line."""
     cells = columns - _LABEL_COLUMNS
-    pace = float(plan["steps_per_second"])
+    # 0 while time stands still, when the roll keeps its scale
+    pace = float(plan["steps_per_second"]) or _MODEL_STEPS_PER_SECOND
     now = float(plan["now_step"])
     steps_a_cell = (_PAST_SECONDS + _COMING_SECONDS) * pace / cells
     first = now - _PAST_SECONDS * pace

@@ -317,6 +317,36 @@ def test_everything_off(tone: Instrument) -> None:
     assert sampler.silent
 
 
+def test_everything_off_ends_keys_that_are_down(tone: Instrument) -> None:
+    sampler = Sampler(tone)
+    for pitch in (60, 64, 67):
+        sampler.note_on(pitch, 100)
+    sampler.render_block(20_000)
+    sampler.all_notes_off(sampler.position)
+    sampler.render_block(RATE)
+    assert sampler.silent
+
+
+def test_silence_ends_all_at_once_and_forgets_what_is_to_come(tone: Instrument) -> None:
+    sampler = Sampler(tone)
+    sampler.sustain(True)
+    sampler.note_on(60, 100)
+    sampler.note_on(64, 100)
+    sampler.note_off(64, 1_000)
+    sampler.note_on(72, 100, 30_000)
+    loud = np.abs(sampler.render_block(20_000)).max()
+    sampler.silence()
+    fading = sampler.render_block(RATE)
+    assert np.abs(np.diff(fading[:, 0])).max() < loud  # no click
+    assert np.abs(fading[round(0.03 * RATE) :]).max() < 1e-3 * loud
+    assert sampler.silent
+    # the pedal is up again
+    sampler.note_on(67, 100, sampler.position)
+    sampler.note_off(67, sampler.position + 1_000)
+    sampler.render_block(2 * RATE)
+    assert sampler.silent
+
+
 def test_a_recording_without_a_loop_ends(tmp_path: Path) -> None:
     wave = Sample(0.5 * np.sin(np.arange(8_820) / 10) * np.linspace(1, 0, 8_820))
     path = write_soundfont(tmp_path / "a.sf2", [wave], [[Zone(0, {SUSTAIN: 0})]])
