@@ -63,19 +63,22 @@ class Account:
         self.wrong = 0
 
     def note_on(self, pitch: int, velocity: int, at: float) -> None:
+        """Count a note."""
         self.notes += 1
         self.wrong += pitch in self.open
         self.open[pitch] = at
 
     def note_off(self, pitch: int, at: float) -> None:
+        """Strike it off."""
         self.wrong += self.open.pop(pitch, None) is None
 
     def silence(self) -> None:
+        """Expect that every note has been ended."""
         self.wrong += len(self.open)
         self.open.clear()
 
     def close(self) -> None:
-        pass
+        """Nothing is to be given back."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,8 +129,7 @@ def measure(args: argparse.Namespace, folder: Path) -> report.Row:
         played = account.notes - notes
         conductor = concert.engine.conductor
         concert.apply("transport", {"action": "stop"})
-        time.sleep(0.2)
-        concert.raise_failure()
+        _wait_until(lambda: conductor is None or conductor.playing == "stopped", concert)
         seconds_a_beat = 60.0 / config.music.tempo
         least = figures["lookahead_min_seconds"]
         return {

@@ -92,7 +92,7 @@ def resample(samples: NDArray[np.float32], rate: int, new_rate: int) -> NDArray[
         return samples
     shared = math.gcd(rate, new_rate)
     up, down = new_rate // shared, rate // shared
-    taps = _low_pass(up, down)
+    taps = low_pass(up, down)
     # In blocks: a whole hour at once would need several times its memory. Blocks start at whole
     # multiples of `down`, where input and output samples coincide.
     margin = down * math.ceil((len(taps) // 2 / up + 1) / down)
@@ -167,7 +167,7 @@ def _mix(path: Path, file: soundfile.SoundFile) -> NDArray[np.float32]:
 
 
 @lru_cache(maxsize=8)
-def _low_pass(up: int, down: int) -> NDArray[np.float32]:
+def low_pass(up: int, down: int) -> NDArray[np.float32]:
     """Return the filter between the two rates: up to 0.45 of the lower one passes unchanged."""
     widest = max(up, down)
     taps = signal.firwin(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx.audio.files import _low_pass, resample
+from kmidi_mlx.audio.files import low_pass, resample
 
 __all__ = ["ResampleStream"]
 
@@ -42,7 +42,7 @@ class ResampleStream:
         self.delay_seconds = 0.0
         self._half = 0
         if self._up != self._down:
-            taps = _low_pass(self._up, self._down) * np.float32(self._up)
+            taps = low_pass(self._up, self._down) * np.float32(self._up)
             self._half = len(taps) // 2
             self.delay_seconds = self._half / (self._up * rate)
             self._width = math.ceil(len(taps) / self._up)

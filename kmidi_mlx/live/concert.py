@@ -120,6 +120,7 @@ class Concert:
             self.raise_failure()
             self._check(None, self.session.settings)
             self.session.guard(self._check)
+            self.session.subscribe(self._hold_at_once)
             threading.Thread(target=self._when_ready, daemon=True).start()
         except BaseException:
             self.close()
@@ -242,6 +243,12 @@ class Concert:
                 "name one with models.recognizer."
             )
         self._devices.change(before, after)
+
+    def _hold_at_once(self, session: Session) -> None:
+        """Fall silent when playing ends, even if the engine is busy; it then does the rest."""
+        if session.transport != "playing" and self.clock.running:
+            self.clock.pause(time.monotonic())
+            self.player.silence()
 
     def _lost_sink(self, sink: Sink, error: Exception) -> None:
         self._devices.lost_sink(sink, error)

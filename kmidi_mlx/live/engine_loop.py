@@ -328,12 +328,12 @@ class EngineLoop(threading.Thread):
         if self._feeling is None or self._feels is None:
             self._feeling = Feeling(Path(self._config.models.recognizer))
             self._feels = self.listens.reader(64)
-        block = self._feels.read(0.0)
-        emotion = self._feeling.push(block.samples) if block else None
-        if emotion is not None:
-            self._session.apply(
-                "update_emotion", {"valence": emotion.valence, "arousal": emotion.arousal}
-            )
+        while (block := self._feels.read(0.0)) is not None:
+            emotion = self._feeling.push(block.samples)
+            if emotion is not None:
+                self._session.apply(
+                    "update_emotion", {"valence": emotion.valence, "arousal": emotion.arousal}
+                )
 
     def _stop_feeling(self) -> None:
         if self._feels is not None:

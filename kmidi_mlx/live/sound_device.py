@@ -33,6 +33,8 @@ _LATENCY_SECONDS = 0.08
 # Room that is left in the card's buffer at the start: blocks do not come as evenly as they go.
 _ROOM_SECONDS = 0.04
 _MOST_SILENCE_SECONDS = 0.1
+# More than the delay that pacing may come to, so that none is lost meanwhile.
+_BLOCKS = 32
 # A source that is quiet for so long has paused.
 _PAUSE_SECONDS = 0.15
 _POLL_SECONDS = 0.004
@@ -221,7 +223,6 @@ class SoundDevice:
 
     Attributes:
         name: of the card.
-        underruns: times that the card ran out of sound.
 
     Raises:
         KmidiError: if sounddevice is missing, there is no such card or it cannot be opened.
@@ -230,13 +231,17 @@ class SoundDevice:
     def __init__(self, fan: SoundFan, name: str, on_lost: OnLost) -> None:
         self._stream = _Stream("output", name)
         self.name = self._stream.name
-        self.underruns = 0
-        self._reader = fan.reader()
+        self._reader = fan.reader(_BLOCKS)
         self._pacer = SoundPacer(fan.sample_rate, self._stream.sample_rate)
         self._on_lost = on_lost
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._play, name="kmidi sound card", daemon=True)
         self._thread.start()
+
+    @property
+    def underruns(self) -> int:
+        """Times that the card ran out of sound."""
+        return self._pacer.starvations
 
     @property
     def gaps(self) -> int:
@@ -263,10 +268,10 @@ class SoundDevice:
                     self._pacer.start()
                 delay = time.monotonic() - room / stream.sample_rate - block.time_monotonic
                 samples = block.samples.astype(np.float32) / 32_768.0
+                known = self._pacer.starvations
                 starved = self._write(self._pacer.take(samples, delay), room)
                 # after a pause the card had nothing to play, as was meant
-                if starved and not paused:
-                    self.underruns += 1
+                if starved and not paused and self._pacer.starvations == known:
                     self._pacer.starved()
                 paused = False
         except PortLostError as error:

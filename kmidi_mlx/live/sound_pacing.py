@@ -97,11 +97,13 @@ class SoundPacer:
         card_rate: of the card, as it says itself.
 
     Attributes:
+        starvations: times that the card had nothing to play.
         gaps: times that sound was left out or silence put in, to be in step again.
         stretch: by which blocks are shortened now, 0.001 is 0.1 %.
     """
 
     def __init__(self, sample_rate: int, card_rate: int) -> None:
+        self.starvations = 0
         self.gaps = 0
         self.stretch = 0.0
         self._rate = sample_rate
@@ -119,6 +121,7 @@ class SoundPacer:
 
     def starved(self) -> None:
         """The card had nothing to play: play later from now on than the last block came."""
+        self.starvations += 1
         later = max(self._wanted, self._delay) + _MARGIN_SECONDS
         self._wanted = min(later, self._first + _MOST_DELAY_SECONDS)
         self._error = 0.0
@@ -150,12 +153,12 @@ class SoundPacer:
         return self._interpolator.push(samples, self._step * (1.0 + self.stretch))
 
     def _over_gap(self, samples: Sound, error: float) -> Sound:
+        if error > 0 and self._delay <= self._first + _MOST_DELAY_SECONDS:
+            self.starved()
+            return samples
         self.gaps += 1
         self._error = 0.0
         count = round(abs(error) * self._rate)
         if error < 0:
             return np.concatenate([np.zeros((count, 2), np.float32), samples])
-        if self._delay <= self._first + _MOST_DELAY_SECONDS:
-            self.starved()
-            return samples
         return samples[count:]
