@@ -109,7 +109,7 @@ def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Conf
     if not file.exists():
         raise KmidiError(
             f"no such checkpoint: {file}; train one with `kmidi train --model {kind.name}`, or "
-            f"name one with --checkpoint{hint}."
+            f"name the folder of another{hint}."
         )
     arrays, metadata = checkpoint.load_arrays(file)
     if metadata.get("model") != kind.name:

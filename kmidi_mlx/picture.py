@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     emotion = emotion_from(args)
     _check(args, emotion)
-    if args.source.is_dir():
+    if (args.source / "take.json").is_file():
         return _show_take(args, emotion)
     # imported late, so that wrong flags answer before the libraries of the audio room load
     from kmidi_mlx.data.song_file import read_song_file

@@ -15,9 +15,9 @@ from kmidi_mlx.audio import render, write_wav
 from kmidi_mlx.command import run
 from kmidi_mlx.data.song_file import read_song_file
 from kmidi_mlx.emotion import encode_many, from_label
-from kmidi_mlx.music import write_midi
+from kmidi_mlx.music import read_midi, write_midi
 from kmidi_mlx.music.notes import Notes
-from kmidi_mlx.spectocloud import clouds_at
+from kmidi_mlx.spectocloud import Song, clouds_at
 from kmidi_mlx.spectocloud.picture import draw
 
 Captured = pytest.CaptureFixture[str]
@@ -322,3 +322,28 @@ def test_wrong_sources_are_one_line(tmp_path: Path, recording: Path, capsys: Cap
     assert "no such sound file" in complaint(capsys, tmp_path / "none.wav", *out)
     assert "give --emotion" in complaint(capsys, recording, *out)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_take_is_shown_as_it_was(tmp_path: Path, capsys: Captured) -> None:
+    from kmidi_mlx.live.cloud_slot import CloudFrame
+    from kmidi_mlx.live.take_files import CloudFile
+
+    folder = tmp_path / "evening"
+    folder.mkdir()
+    about = {"format": "kmidi take", "version": 1, "seconds": 0.5}
+    (folder / "take.json").write_text(json.dumps(about))
+    file = CloudFile(folder / "clouds.kmc", 100.0)
+    song = Song(notes=read_midi(SHIPPED), emotion=from_label("happy"))
+    (seen,) = clouds_at(song[200:240], [30], 50)
+    for number in range(30):
+        cloud = seen.cloud.astype(np.float16)
+        file.add([CloudFrame(number, 100.0 + number / 60, cloud, 0.5, 0.5)])
+    file.close()
+    still, film = tmp_path / "still.png", tmp_path / "film.webp"
+    assert run(picture.main, [str(folder), "--out", str(still), "--size", "64x36"]) == 0
+    assert pixels(still).max() > 60
+    arguments = [str(folder), "--out", str(film), "--size", "64x36", "--json"]
+    assert run(picture.main, arguments) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["pictures"] == 15
+    assert run(picture.main, [*arguments, "--emotion", "sad"]) == 2
+    assert "shown as it was" in capsys.readouterr().err

@@ -234,6 +234,8 @@ def _wait(concert: Concert, stop: threading.Event) -> int:
 
 def _play_headless(concert: Concert, args: argparse.Namespace, stop: threading.Event) -> int:
     """Play and record for a while, without a page."""
+    from kmidi_mlx.live.taking import BEGIN_SECONDS
+
     seconds = 30.0 if args.seconds is None else args.seconds
     if not 0.0 < seconds <= _LONGEST_HEADLESS:
         raise KmidiError(f"--seconds {seconds:g}: give more than 0 and up to 86400.")
@@ -243,7 +245,7 @@ def _play_headless(concert: Concert, args: argparse.Namespace, stop: threading.E
     while not concert.clock.running and not stop.wait(0.01):
         concert.raise_failure()
     concert.start_take(args.out)
-    began = time.monotonic()
+    began = time.monotonic() + BEGIN_SECONDS
     while not stop.wait(min(_POLL_SECONDS, max(0.0, began + seconds - time.monotonic()))):
         concert.raise_failure()
         if time.monotonic() - began >= seconds:

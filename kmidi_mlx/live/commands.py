@@ -28,7 +28,7 @@ AT_ONCE = ("ping", "credit")
 #: Commands about the connection itself; the others go to the application.
 STREAM_COMMANDS = ("subscribe", *AT_ONCE)
 #: Commands that may take seconds: they do not hold up the commands that come after them.
-SLOW_COMMANDS = ("generate_midi", "render_spectocloud", "load_adapter")
+SLOW_COMMANDS = ("generate_midi", "render_spectocloud", "load_adapter", "record")
 
 _LONGEST_TEXT = 4096
 _MOST_OPTIONS = 64

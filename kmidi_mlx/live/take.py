@@ -33,7 +33,7 @@ from kmidi_mlx.spectocloud.camera import orbit
 from kmidi_mlx.spectocloud.film import check_film, most_pictures, write_film
 from kmidi_mlx.spectocloud.picture import draw
 
-__all__ = ["FASTEST_FILM", "Take", "TakeClouds", "write_take_film"]
+__all__ = ["FASTEST_FILM", "Take", "TakeClouds", "draw_take_moment", "write_take_film"]
 
 #: Pictures a second that a film can have; players show a GIF that fast at the most.
 FASTEST_FILM = {".gif": 30, ".mp4": 60, ".webp": 60}
@@ -267,6 +267,31 @@ class Take:
         return max(reach)
 
 
+def draw_take_moment(take: Take, seconds: float, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw what was seen at a moment.
+
+    Args:
+        take: with at least one cloud.
+        seconds: the moment, 0 to the length of the take.
+        size: width and height in pixels.
+
+    Returns:
+        uint8 (height, width, 3).
+
+    Raises:
+        KmidiError: for a moment that the take does not have, or a take without clouds.
+    """
+    _check_moment(take, seconds)
+    return draw(take.clouds.at(seconds), orbit(seconds), size)
+
+
+def _check_moment(take: Take, seconds: float) -> None:
+    if not 0 <= seconds < take.seconds:
+        raise KmidiError(f"{take.name} has no {seconds:g} s: it lasts {take.seconds:.2f} s.")
+    if not len(take.clouds):
+        raise KmidiError(f"{take.name} has no clouds to show; record with the cloud switched on.")
+
+
 def write_take_film(
     take: Take,
     path: Path,
@@ -301,13 +326,8 @@ def write_take_film(
         raise KmidiError(
             f"{rate} pictures a second: a {suffix} film has 1 to {FASTEST_FILM[suffix]}."
         )
+    _check_moment(take, begin_seconds)
     left = take.seconds - begin_seconds
-    if not (begin_seconds >= 0 and left > 0):
-        raise KmidiError(
-            f"a film cannot begin at {begin_seconds:g} s: {take.name} lasts {take.seconds:.2f} s."
-        )
-    if not len(take.clouds):
-        raise KmidiError(f"{take.name} has no clouds to show; record with the cloud switched on.")
     count = max(1, round(rate * (left if seconds is None else min(left, seconds))))
     most = most_pictures(path, size)
     if most is not None and count > most:

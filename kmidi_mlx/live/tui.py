@@ -14,6 +14,7 @@ import tty
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -275,7 +276,7 @@ class _Hands:
 def _done(command: str, result: dict[str, Any]) -> str:
     """What to say of a command that was carried out; nothing where the screen shows it anyway."""
     files = result.get("files") if command == "record" else None
-    return f"recorded {', '.join(files)}" if files else ""
+    return f"recorded {Path(files[0]).parent}" if files else ""
 
 
 @contextmanager
