@@ -34,7 +34,7 @@ _DESCRIPTION = (
 )
 # Threads of Python hand over to each other this often, so that notes are sent in time.
 _SWITCH_SECONDS = 0.0005
-_LONGEST_HEADLESS = 24 * 3600.0
+_SECONDS, _LONGEST_HEADLESS = 30.0, 24 * 3600.0
 _POLL_SECONDS = 0.2
 
 # flags that are short for an option, with their help
@@ -71,6 +71,8 @@ def main(argv: list[str]) -> int:
     config = load_sections(LiveConfig, args.config_files, _overrides(args))
     if not args.headless and (args.seconds is not None or args.film):
         raise KmidiError("--seconds and --film belong to --headless; add it.")
+    if args.seconds is not None and not 0.0 < args.seconds <= _LONGEST_HEADLESS:
+        raise KmidiError(f"--seconds {args.seconds:g}: give more than 0 and up to 86400.")
     if sum((args.headless, args.stdio, args.tui)) > 1:
         raise KmidiError("--headless, --stdio and --tui exclude each other; give one of them.")
     sys.setswitchinterval(_SWITCH_SECONDS)
@@ -236,9 +238,7 @@ def _play_headless(concert: Concert, args: argparse.Namespace, stop: threading.E
     """Play and record for a while, without a page."""
     from kmidi_mlx.live.taking import BEGIN_SECONDS
 
-    seconds = 30.0 if args.seconds is None else args.seconds
-    if not 0.0 < seconds <= _LONGEST_HEADLESS:
-        raise KmidiError(f"--seconds {seconds:g}: give more than 0 and up to 86400.")
+    seconds = _SECONDS if args.seconds is None else args.seconds
     concert.engine.ready.wait()
     concert.raise_failure()
     concert.apply("transport", {"action": "play"})

@@ -163,6 +163,7 @@ class Concert:
             "sounding": self.player.sounding,
             "memory_gb": resident_gb(),
             "memory_cap_gb": self.config.loop.memory_gb,
+            "draws": self.engine.draws,
             **{name: figure() for name, figure in self._figures.items()},
         }
 
@@ -186,16 +187,21 @@ class Concert:
         """Return the music around now: what was played, and what is planned."""
         now = time.monotonic()
         step = self.clock.step_at(now)
+        # in this order, so that what moves on meanwhile is seen twice rather than not at all
         planned = self.ring.snapshot()
+        planned = (*self.player.handed_out(self._played), *planned)
         rows = self._played.rows_since(step - _PAST_STEPS)
+        known = {(row[0], row[2]) for row in rows}
         open_rows = {row[2]: row for row in rows if row[1] is None}
         for event in planned:
-            if event.velocity:
+            if not event.velocity:
+                if event.pitch in open_rows:
+                    open_rows.pop(event.pitch)[1] = event.step
+            elif (event.step, event.pitch) not in known:
                 row: list[float | int | None] = [event.step, None, event.pitch, event.velocity, 0]
+                known.add((event.step, event.pitch))
                 rows.append(row)
                 open_rows[event.pitch] = row
-            elif event.pitch in open_rows:
-                open_rows.pop(event.pitch)[1] = event.step
         return {
             "time": now,
             "now_step": step,
@@ -331,8 +337,12 @@ class Concert:
         if action == "start":
             settings = self.session.state()
             about = {key: settings[key] for key in ("music", "sampling", "cloud")}
-            return self.recorder.start(name, about)
-        return self.recorder.stop()
+            result = self.recorder.start(name, about)
+        else:
+            result = self.recorder.stop()
+        # what failed before is past; front ends are told of the recording by the same
+        self.session.notice("recording", "error", None)
+        return result
 
 
 def _by_name(work: Callable[..., dict[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:

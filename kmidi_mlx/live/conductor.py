@@ -39,6 +39,8 @@ _SPARE_PLACES = 8
 # A person who has let go of all keys for so many beats has paused, but not in less than this.
 _PAUSE_BEATS, _SHORTEST_PAUSE = 1.0, 0.4
 _COUNTED_STEPS = 4 * BAR_STEPS
+# Where music has run out it rests, so that not every single note comes too late.
+_SHORTEST_REST, _LONGEST_REST = BEAT_STEPS / 2, 2.0 * BAR_STEPS
 
 
 class Hands(Protocol):
@@ -96,6 +98,8 @@ class Conductor:
         self._direction = Direction()
         self._waits_for_start = False
         self._replanned = -math.inf
+        # the last rest's end and length in steps
+        self._rested, self._rest = -math.inf, _SHORTEST_REST
         self._heard: deque[KeyEvent] = deque()
         self._to_answer = False
         # where in the score how many tokens had been written, over the last bars
@@ -135,6 +139,7 @@ class Conductor:
         """
         if settings.music.tempo != self._clock.tempo:
             self._clock.set_tempo(settings.music.tempo, time.monotonic())
+            self._player.wake()
         sampling = settings.sampling
         if sampling.max_polyphony > self._most_polyphony:
             sampling = replace(sampling, max_polyphony=self._most_polyphony)
@@ -143,6 +148,9 @@ class Conductor:
         direction = Direction.of(settings.music, sampling)
         if transport != self.playing:
             self._change_transport(transport, direction)
+        elif transport == "playing" and not self._clock.running:
+            # held by others, and told to play again before anybody looked
+            self._waits_for_start = True
         if self._composer is None:
             self._heard.clear()
             return
@@ -207,8 +215,12 @@ class Conductor:
         due = self._clock.step_at(now + self._player.lead_seconds)
         if composer.written_step < due:
             self._on_underrun()
+            # a rest that ends on a beat gives time to get ahead; one after the other, ever longer
+            again = due - self._rested < _COUNTED_STEPS
+            self._rest = min(2.0 * self._rest, _LONGEST_REST) if again else _SHORTEST_REST
             with self._ring.changed:
-                composer.skip_to(math.ceil(due) + 1)
+                self._rested = next_multiple(due + self._rest, BEAT_STEPS)
+                composer.skip_to(self._rested)
                 self._written.clear()
 
     def _push(self, events: list[PlannedEvent]) -> None:
@@ -239,6 +251,7 @@ class Conductor:
         self._heard.clear()
         self._to_answer = False
         self._written.clear()
+        self._rested = -math.inf
         self._composer = Composer(self._make_stream(direction), direction)
 
     def _start_when_ready(self) -> None:
@@ -248,6 +261,7 @@ class Conductor:
         if self.full or self.lookahead_steps(time.monotonic()) >= enough:
             self._waits_for_start = False
             self._clock.start(time.monotonic() + self._player.lead_seconds)
+            self._player.wake()
 
     def _may_replan(self) -> bool:
         """Whether a change may be carried out now: a storm of them must not use up the time."""

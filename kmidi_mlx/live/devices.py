@@ -88,11 +88,13 @@ class Devices:
         was, wanted = before or Settings(), after
         commits: list[Callable[[], None]] = []
         with ExitStack() as opened:
-            if (was.ports.output, was.ports.channel) != (wanted.ports.output, wanted.ports.channel):
+            if was.ports.output != wanted.ports.output:
                 output = self._open_output(wanted)
                 if output is not None:
                     opened.callback(output.close)
                 commits.append(lambda: self._set_output(output))
+            elif was.ports.channel != wanted.ports.channel:
+                commits.append(lambda: self._set_channel(wanted.ports.channel - 1))
             if was.ports.input != wanted.ports.input:
                 keys = self._open_input(wanted.ports.input)
                 if keys is not None:
@@ -150,6 +152,11 @@ class Devices:
             # who plays a keyboard into a programme hears it there already
             self._player.add(output, keys=False)
         self._session.notice("output", "warning", None)
+
+    def _set_channel(self, channel: int) -> None:
+        """Play on another channel of the same port, which stays open for who listens there."""
+        if self._output is not None:
+            self._output.channel = channel
 
     def _open_input(self, name: str) -> MidiInput | None:
         if not name:

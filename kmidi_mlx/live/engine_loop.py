@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kmidi_mlx.checkpoint import BEST
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.generation.generator import EventGenerator, Step, compiled_step, warm_up
 from kmidi_mlx.live.clock import BAR_STEPS, BEAT_STEPS, SongClock
@@ -407,7 +408,11 @@ def _end_mlx() -> None:
 
 def _about(path: Path, metadata: dict[str, object]) -> str:
     nats, steps = metadata.get("metric"), metadata.get("step")
+    # people of other machines see it too: the name, not where it lies on the disk
+    whole = path.resolve()
+    name = whole.parent.name if whole.name == BEST else whole.stem
+    model = f"The music is written by the model “{name}”"
     if not isinstance(nats, float):
-        return f"The music is written by {path}."
+        return f"{model}."
     brief = "; it has trained briefly, so expect little" if nats > _MUSICAL_NATS else ""
-    return f"The music is written by {path}: {steps} steps, {nats:.2f} nats an event{brief}."
+    return f"{model}: {steps} steps, {nats:.2f} nats an event{brief}."

@@ -79,6 +79,13 @@ class Player(threading.Thread):
         with self._lock:
             return max((len(voice.sounding) for voice in self._voices), default=0)
 
+    def handed_out(self, sink: Sink) -> list[PlannedEvent]:
+        """Events that are no longer planned, but that a sink has still to be told, in order."""
+        with self._lock:
+            waiting = [item for voice in self._voices if voice.sink is sink for item in voice.queue]
+        # a person's keys are nobody's plan
+        return [event for _, _, event in sorted(waiting) if event.note >= 0]
+
     def add(self, sink: Sink, keys: bool = True) -> None:
         """Play on a sink from here on.
 
@@ -88,7 +95,7 @@ class Player(threading.Thread):
         """
         with self._lock:
             self._voices.append(_Voice(sink, keys))
-        self._wake()
+        self.wake()
 
     def play_now(self, pitch: int, velocity: int) -> None:
         """Play a key of a person's keyboard at once; any thread may call.
@@ -105,7 +112,7 @@ class Player(threading.Thread):
                 if voice.keys:
                     self._count += 1
                     heapq.heappush(voice.queue, (now, self._count, event))
-        self._wake()
+        self.wake()
 
     def remove(self, sink: Sink) -> None:
         """End everything on a sink, give it back and play on it no more."""
@@ -121,10 +128,15 @@ class Player(threading.Thread):
                 voice.queue.clear()
                 self._guarded(voice, self._hush, voice)
 
+    def wake(self) -> None:
+        """Look again at when things are due: the clock was started, or its tempo changed."""
+        with self._ring.changed:
+            self._ring.changed.notify_all()
+
     def stop(self) -> None:
         """Silence and close all sinks and end the thread; returns when that is done."""
         self._stopping = True
-        self._wake()
+        self.wake()
         if self.is_alive():
             self.join()
         self._end_all()
@@ -220,7 +232,3 @@ class Player(threading.Thread):
             voices, self._voices = self._voices, []
             for voice in voices:
                 self._end(voice)
-
-    def _wake(self) -> None:
-        with self._ring.changed:
-            self._ring.changed.notify_all()

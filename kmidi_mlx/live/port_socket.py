@@ -24,8 +24,9 @@ _LOOPBACK = "127.0.0.1"
 _CONNECT_SECONDS = 3.0
 # The player waits no longer than this for a peer whose buffers are full.
 _SEND_SECONDS = 0.005
-# Few notes, so that a peer that stands still is noticed and plays no old music afterwards.
-_SEND_BUFFER_BYTES = 4096
+# A message takes over a kilobyte of it until it is acknowledged, which may take 40 ms: room for the
+# ends of a hundred notes at once, and still a peer that stands still is noticed within seconds.
+_SEND_BUFFER_BYTES = 16_384
 _UNACKNOWLEDGED_MS = 2000
 _SUSTAIN, _ALL_NOTES_OFF = 64, 123
 

@@ -62,6 +62,9 @@ class MidiSink:
     Args:
         output: where to send.
         channel: 0-15.
+
+    Attributes:
+        channel: may be changed at any time; notes end on the channel that they began on.
     """
 
     lead_seconds = 0.0
@@ -69,20 +72,27 @@ class MidiSink:
     def __init__(self, output: MidiOutput, channel: int = 0) -> None:
         self.name = output.name
         self._output = output
-        self._channel = channel
+        self.channel = channel
+        self._began: dict[int, int] = {}
+        self._used = {channel}
 
     def note_on(self, pitch: int, velocity: int, at: float) -> None:
         """Send NOTE ON now: the player calls when it is time."""
-        self._output.send(bytes((_NOTE_ON | self._channel, pitch, velocity)))
+        channel = self._began[pitch] = self.channel
+        self._used.add(channel)
+        self._output.send(bytes((_NOTE_ON | channel, pitch, velocity)))
 
     def note_off(self, pitch: int, at: float) -> None:
         """Send NOTE OFF now."""
-        self._output.send(bytes((_NOTE_OFF | self._channel, pitch, 0)))
+        channel = self._began.pop(pitch, self.channel)
+        self._output.send(bytes((_NOTE_OFF | channel, pitch, 0)))
 
     def silence(self) -> None:
-        """Send pedal up, all notes off, all sound off."""
-        for controller in (_SUSTAIN, _ALL_NOTES_OFF, _ALL_SOUND_OFF):
-            self._output.send(bytes((_CONTROL_CHANGE | self._channel, controller, 0)))
+        """Send pedal up, all notes off, all sound off, on every channel that was played on."""
+        used, self._used = self._used, {self.channel}
+        for channel in sorted(used | self._used):
+            for controller in (_SUSTAIN, _ALL_NOTES_OFF, _ALL_SOUND_OFF):
+                self._output.send(bytes((_CONTROL_CHANGE | channel, controller, 0)))
 
     def close(self) -> None:
         """Close the port."""

@@ -17,7 +17,12 @@ from kmidi_mlx.config import MidiTransformerConfig, SamplingConfig
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.generation import sampler
-from kmidi_mlx.generation.generator import EventGenerator, generate
+from kmidi_mlx.generation.generator import (
+    EventGenerator,
+    compiled_step,
+    generate,
+    warm_up,
+)
 from kmidi_mlx.models import kv_cache
 from kmidi_mlx.models.kv_cache import KVCache
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
@@ -412,3 +417,64 @@ def test_the_ring_goes_with_its_reader() -> None:
 
 def test_an_event_is_one_of_the_vocabulary() -> None:
     assert set(read(EventGenerator(model_of(2), LIVELY, 2), 200)) <= set(range(VOCABULARY_SIZE))
+
+
+# --- steps that several generators share ---------------------------------------------------------
+
+
+def test_a_shared_step_writes_what_ones_own_writes() -> None:
+    model = model_of()
+    step = compiled_step(model)
+    guided = SamplingConfig(temperature=1.0, guidance_scale=2.0)
+    alone = [
+        read(EventGenerator(model, sampling, seed, HAPPY), 60)
+        for sampling, seed in ((LIVELY, 1), (guided, 2), (TIGHT, 3))
+    ]
+    streams = [
+        EventGenerator(model, sampling, seed, HAPPY, step=step)
+        for sampling, seed in ((LIVELY, 1), (guided, 2), (TIGHT, 3))
+    ]
+    # in turns, as the live music and a piece beside it
+    together: list[list[int]] = [[], [], []]
+    for _ in range(60):
+        for stream, events in zip(streams, together, strict=True):
+            events.append(stream.next_event())
+    assert together == alone
+    assert alone[0] != alone[1]
+
+
+def test_a_shared_step_keeps_no_generator_alive() -> None:
+    step = compiled_step(model_of())
+    stream = EventGenerator(model_of(), LIVELY, step=step)
+    read(stream, 5)
+    gone = weakref.ref(stream)
+    del stream
+    assert gone() is None
+
+
+@pytest.mark.parametrize("guidance", [False, True])
+def test_warming_up_compiles_every_shape_and_changes_nothing(
+    guidance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards no size of the ring is new, and music is as if it had never happened."""
+    monkeypatch.setattr("kmidi_mlx.generation.generator.CAPACITY_STEP", 8)
+    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
+    model = model_of()
+    sampling = SamplingConfig(temperature=1.0, guidance_scale=2.0 if guidance else 1.0)
+    fresh = read(EventGenerator(model, sampling, 4, SAD), 80)
+    shapes: list[tuple[int, ...]] = []
+
+    def counted(last, place, keys, *others):  # type: ignore[no-untyped-def]
+        shapes.append(tuple(keys[0].shape))
+        return step(last, place, keys, *others)
+
+    step = compiled_step(model)
+    costs = warm_up(model, counted, guidance)
+    assert 0.0 < costs.write < 1.0
+    assert 0.0 < costs.read < 1.0
+    warm = set(shapes)
+    assert {shape[2] for shape in warm} == {8, 16, 24, 32}
+    assert {shape[0] for shape in warm} == {2 if guidance else 1}
+    shapes.clear()
+    assert read(EventGenerator(model, sampling, 4, SAD, step=counted), 80) == fresh
+    assert set(shapes) <= warm

@@ -177,6 +177,87 @@ def test_an_exception_in_the_thread_silences_everything(
     assert sink.closed
 
 
+def test_a_persons_keys_sound_at_once_where_they_are_wanted(
+    stage: tuple[NoteRing, SongClock, Player, list[Sink]],
+) -> None:
+    _, clock, player, _ = stage
+    piano, port = Recorder(lead_seconds=0.05), Recorder()
+    player.add(piano)
+    player.add(port, keys=False)
+    # the clock stands still: a person plays whether there is music or not
+    assert not clock.running
+    begun = time.monotonic()
+    player.play_now(60, 90)
+    wait_for(lambda: piano.sounding == {60})
+    assert piano.calls[0][0] - begun < 0.2
+    player.play_now(60, 0)
+    wait_for(lambda: piano.sounding == set())
+    assert [call[1:] for call in piano.calls] == [("on", 60), ("off", 60)]
+    assert port.calls == []
+
+
+def test_keys_and_planned_notes_end_only_what_is_theirs(
+    stage: tuple[NoteRing, SongClock, Player, list[Sink]],
+) -> None:
+    ring, clock, player, _ = stage
+    sink = Recorder()
+    player.add(sink)
+    push(ring, (0, 60, 80, 1), (30, 60, 0, 1))
+    clock.start(time.monotonic())
+    wait_for(lambda: sink.sounding == {60})
+    # the person strikes what sounds: it begins anew and is theirs from now on
+    player.play_now(60, 100)
+    wait_for(lambda: len(sink.calls) == 3)
+    wait_for(lambda: len(ring) == 0 and clock.step_at(time.monotonic()) > 32)
+    assert sink.sounding == {60}, "the planned end is not the end of the person's note"
+    player.play_now(60, 0)
+    wait_for(lambda: sink.sounding == set())
+    player.play_now(60, 0)
+    assert [call[1] for call in sink.calls] == ["on", "off", "on", "off"]
+
+
+def test_silence_ends_keys_too_and_their_end_comes_to_nothing(
+    stage: tuple[NoteRing, SongClock, Player, list[Sink]],
+) -> None:
+    _, _, player, _ = stage
+    sink = Recorder()
+    player.add(sink)
+    player.play_now(60, 90)
+    wait_for(lambda: sink.sounding == {60})
+    player.silence()
+    player.play_now(60, 0)
+    player.play_now(62, 90)
+    wait_for(lambda: sink.sounding == {62})
+    assert [call[1:] for call in sink.calls] == [
+        ("on", 60), ("off", 60), ("silence", -1), ("on", 62),
+    ]  # fmt: skip
+
+
+def test_who_starts_the_clock_wakes_the_player(
+    stage: tuple[NoteRing, SongClock, Player, list[Sink]],
+) -> None:
+    ring, clock, player, _ = stage
+    sink = Recorder()
+    player.add(sink)
+    push(ring, (0, 60, 80, 1), (500, 60, 0, 1))
+    late = []
+    for _ in range(3):
+        sink.calls.clear()
+        time.sleep(0.03)  # it sleeps, and nothing is due
+        begun = time.monotonic()
+        clock.start(begun)
+        player.wake()
+        wait_for(lambda: sink.calls)
+        late.append(sink.calls[0][0] - begun)
+        clock.pause(time.monotonic())
+        player.silence()
+        ring.cut(0)
+        clock.rewind(time.monotonic())
+        push(ring, (0, 60, 80, 1), (500, 60, 0, 1))
+    # without it, up to a quarter of a second
+    assert sorted(late)[1] < 0.1
+
+
 class Output:
     """A MIDI output that keeps the bytes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.live.session import Session
+from kmidi_mlx.live.session import Session, Settings
 from kmidi_mlx.live_config import LiveConfig
 from kmidi_mlx.music.chords import parse_chord, parse_key
 
@@ -113,6 +114,49 @@ def test_what_is_described_can_be_set_as_described(session: Session) -> None:
     assert len(options) > 20
     session.apply("set", {option["name"]: option["value"] for option in options})
     assert all(option["doc"] for option in options)
+
+
+def test_a_guard_carries_changes_out_or_refuses_them(session: Session) -> None:
+    seen: list[tuple[float, float]] = []
+    in_force: list[float] = []
+
+    def guard(before: Settings, after: Settings) -> None:
+        seen.append((before.music.tempo, after.music.tempo))
+        in_force.append(session.settings.music.tempo)
+        if after.music.tempo > 200:
+            raise KmidiError("too fast.")
+
+    session.guard(guard)
+    session.apply("set", {"music.tempo": 150})
+    with pytest.raises(KmidiError, match="too fast"):
+        session.apply("set", {"music.tempo": 250, "sound.volume": 0.1})
+    with pytest.raises(KmidiError, match="too fast"):
+        session.change(music=replace(session.settings.music, tempo=300.0))
+    assert seen == [(120.0, 150.0), (150.0, 250.0), (150.0, 300.0)]
+    # it is asked before the change is in force
+    assert in_force == [120.0, 150.0, 150.0]
+    assert session.settings.music.tempo == 150.0
+    assert session.settings.sound.volume == 0.8
+    assert session.version == 1
+
+
+def test_a_guard_may_take_notices_back_while_it_is_asked(session: Session) -> None:
+    session.notice("output", "warning", "lost.")
+    session.guard(lambda before, after: session.notice("output", "warning", None))
+    session.apply("set", {"music.seed": 3})
+    assert session.state()["notices"] == []
+    assert session.settings.music.seed == 3
+
+
+def test_panic_ends_notes_and_not_the_music() -> None:
+    panics: list[str] = []
+    session = Session(LiveConfig(), lambda: panics.append(session.transport))
+    session.apply("transport", {"action": "play"})
+    version = session.version
+    assert session.apply("transport", {"action": "panic"}) == {"transport": "playing"}
+    assert panics == ["playing"]
+    assert session.transport == "playing"
+    assert session.version == version
 
 
 @given(st.dictionaries(st.text(max_size=20), st.one_of(st.none(), st.integers(), st.text())))
