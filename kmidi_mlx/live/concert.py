@@ -77,7 +77,7 @@ class Concert:
         self.recorder = Recorder(folder, self.sound, self.clouds, self._recording_failed)
         self.engine = EngineLoop(
             config, self.session, self.clock, self.ring, self.player, self._played, self.sound,
-            self.clouds, self.figures, self._pass_keys,
+            self.clouds, self.figures, self._pass_keys, self._felt,
         )  # fmt: skip
         self._devices = Devices(
             self.session, self.player, self._piano, self.sound, folder, self.session.settings,
@@ -258,6 +258,12 @@ class Concert:
 
     def _lost_sink(self, sink: Sink, error: Exception) -> None:
         self._devices.lost_sink(sink, error)
+
+    def _felt(self, emotion: Emotion) -> None:
+        """Follow the emotion of what is listened to."""
+        told = {"valence": emotion.valence, "arousal": emotion.arousal}
+        # the session may be busy with a port that opens slowly; the engine must not wait for it
+        self._devices.later(lambda: self.session.apply("update_emotion", told))
 
     def _recording_failed(self, sentence: str) -> None:
         self.session.notice("recording", "error", sentence)

@@ -122,6 +122,11 @@ class Devices:
             self._output = None
             self._forget("output", "ports.output", f"{sink.name} was lost: {error}")
 
+    def later(self, action: Callable[[], object]) -> None:
+        """Have something done soon by a thread that may wait; any thread may call."""
+        with suppress(RuntimeError):  # everything is being closed
+            self._care.submit(action)
+
     def close(self) -> None:
         """Close everything."""
         self._care.shutdown(wait=False, cancel_futures=True)
@@ -231,8 +236,7 @@ class Devices:
                 self._session.apply("set", {option: ""})
             self._session.notice(topic, "warning", text)
 
-        with suppress(RuntimeError):  # everything is being closed
-            self._care.submit(tell)
+        self.later(tell)
 
 
 def _socket_host(name: str) -> str | None:

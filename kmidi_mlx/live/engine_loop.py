@@ -85,6 +85,7 @@ class EngineLoop(threading.Thread):
         session: what is wanted.
         clock, ring, player, played, sound, clouds, stats: of the same performance.
         on_frame: called at the beginning of every frame.
+        on_felt: told of the emotion of what is listened to; it must not wait.
 
     Attributes:
         loaded: set once the weights are there, or could not be had.
@@ -109,6 +110,7 @@ class EngineLoop(threading.Thread):
         clouds: CloudSlot,
         stats: Stats,
         on_frame: Callable[[], None] = lambda: None,
+        on_felt: Callable[[Emotion], None] = lambda emotion: None,
     ) -> None:
         super().__init__(name="kmidi engine", daemon=True)
         self.loaded = threading.Event()
@@ -129,6 +131,7 @@ class EngineLoop(threading.Thread):
         self._clouds = clouds
         self._stats = stats
         self._on_frame = on_frame
+        self._on_felt = on_felt
         self._stopping = threading.Event()
         self._ended = False
         self._orders: deque[Callable[[], None]] = deque()
@@ -253,21 +256,33 @@ class EngineLoop(threading.Thread):
         self._costs.wrote(self._guided, seconds)
 
     def _perform(self) -> None:
-        due = time.monotonic()
-        self._enough_since = due
+        """Go from frame to frame; only those that the quality allows have a cloud."""
+        drawn_at = time.monotonic()
+        self._enough_since = drawn_at
         self._stats.quality(0, self._control.quality.text)
         while not self._stopping.is_set():
             begun = time.monotonic()
             length = self._control.quality.every / self._frames
-            late = begun - due
+            late = begun - drawn_at
             if late > length:
-                self._stats.dropped(int(late * self._frames))
-                due = begun
-            due += length
-            self._frame(begun, due)
-            self._stopping.wait(max(0.0, due - time.monotonic()))
+                self._stats.dropped(int(late / length))
+                drawn_at = begun
+            drawing = begun >= drawn_at
+            if drawing:
+                drawn_at += length
+            ending = min(begun + 1.0 / self._frames, drawn_at)
+            self._frame(begun, drawing, ending, drawn_at)
+            self._stopping.wait(max(0.0, ending - time.monotonic()))
 
-    def _frame(self, begun: float, due: float) -> None:
+    def _frame(self, begun: float, drawing: bool, ending: float, next_cloud: float) -> None:
+        """Do what is due.
+
+        Args:
+            begun: moment at which the frame begins.
+            drawing: whether it has a cloud.
+            ending: moment at which it ends.
+            next_cloud: moment of the next cloud, which a token must not hold up.
+        """
         conductor = self.conductor
         assert conductor is not None
         self._on_frame()
@@ -281,14 +296,16 @@ class EngineLoop(threading.Thread):
         conductor.write(BEAT_STEPS, begun + _LONGEST_WRITING)
         budget = max(self._config.loop.generator_ms / 1e3, 4 * token)
         conductor.write(BAR_STEPS, begun + budget)
-        self._draw(settings, quality)
-        handed_over = time.monotonic()
-        if settings.cloud.source != "off":
+        if drawing and settings.cloud.source != "off":
+            self._draw(settings, quality)
+            handed_over = time.monotonic()
             self._stats.frame(handed_over, handed_over - begun)
+        if settings.cloud.source == "off":
+            self.draws = "off"
         self._feel(settings)
-        wanted = self._wanted_steps(settings) * quality.lookahead
-        conductor.write(wanted, due - token)
-        self._write_piece(due - token)
+        deadline = min(ending, next_cloud - token)
+        conductor.write(self._wanted_steps(settings) * quality.lookahead, deadline)
+        self._write_piece(deadline)
         self._watch(settings, time.monotonic())
 
     def _wanted_steps(self, settings: Settings) -> float:
@@ -303,15 +320,14 @@ class EngineLoop(threading.Thread):
             points=settings.cloud.points,
             network=self.has_network and source != "engine",
             replaceable=source == "auto",
+            drawn=source != "off",
             guided=settings.sampling.guidance_scale != 1.0,
         )
 
     def _draw(self, settings: Settings, quality: Quality) -> None:
-        source, wishes = settings.cloud.source, self._wishes(settings)
+        wishes = self._wishes(settings)
         network = wishes.network and (quality.network or not wishes.replaceable)
-        self.draws = "off" if source == "off" else "network" if network else "engine"
-        if source == "off":
-            return
+        self.draws = "network" if network else "engine"
         points = min(settings.cloud.points, quality.points)
         begun = time.monotonic()
         cloud = self._visualiser.draw(begun, settings.emotion, points, network)
@@ -332,9 +348,7 @@ class EngineLoop(threading.Thread):
         while (block := self._feels.read(0.0)) is not None:
             emotion = self._feeling.push(block.samples)
             if emotion is not None:
-                self._session.apply(
-                    "update_emotion", {"valence": emotion.valence, "arousal": emotion.arousal}
-                )
+                self._on_felt(emotion)
 
     def _stop_feeling(self) -> None:
         if self._feels is not None:
@@ -375,7 +389,7 @@ class EngineLoop(threading.Thread):
         assert conductor is not None
         ahead = conductor.lookahead_steps(now)
         # a plan without room is no shortage, however dense its music
-        enough = ahead >= BAR_STEPS or conductor.full
+        enough = ahead >= BAR_STEPS / 2 or conductor.full
         if enough or conductor.playing != "playing" or not conductor.composing:
             self._enough_since = now
         if self._clock.running and conductor.composing:

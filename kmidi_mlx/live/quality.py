@@ -85,12 +85,14 @@ class Wishes:
         points: of a cloud.
         network: whether the network is to draw.
         replaceable: whether the engine may draw instead where it has to.
+        drawn: whether anything is drawn at all.
         guided: whether guidance is used.
     """
 
     points: int
     network: bool = True
     replaceable: bool = False
+    drawn: bool = True
     guided: bool = False
 
     @property
@@ -130,6 +132,8 @@ class Costs:
             wishes: what is asked for.
             frames_per_second: of the loop.
         """
+        if not wishes.drawn:
+            return 0.0
         drawing = self.cloud_seconds.get(wishes.network and quality.network, {})
         cloud = _cost_of(drawing, min(wishes.points, quality.points))
         return frames_per_second / quality.every * (cloud + self.frame_seconds)
