@@ -95,6 +95,7 @@ class StageDouble:
         self.session.notice("double", "info", "A shipped piece is played; no network is at work.")
         self.recording = ""
         self.frames = 0
+        self.quality = (0, "everything")
         self._lock = threading.Lock()
         for name in (
             "generate_midi", "render_spectocloud", "get_performance_stats", "load_adapter",
@@ -118,10 +119,12 @@ class StageDouble:
 
     def stats(self) -> dict[str, Any]:
         return {
-            "fps": 60.0, "frame_ms_p50": 4.0, "frame_ms_p99": 9.0, "token_ms_p50": 1.2,
-            "token_ms_p99": 2.0, "lookahead_seconds": 4.0, "lookahead_bars": 2.0,
-            "lateness_ms_p50": 0.1, "lateness_ms_p99": 2.0, "sounding": 3, "memory_gb": 0.4,
-            "dropped_frames": 0, "quality": 0, "quality_text": "everything",
+            "fps": 60.0, "draws": "engine", "frame_ms_p50": 4.0, "frame_ms_p99": 9.0,
+            "token_ms_p50": 1.2, "token_ms_p99": 2.0, "lookahead_seconds": 4.0,
+            "lookahead_bars": 2.0, "lateness_ms_p50": 0.1, "lateness_ms_p99": 2.0, "sounding": 3,
+            "memory_gb": 0.4,
+            "dropped_frames": 0, "underruns": 0, "quality": self.quality[0],
+            "quality_text": self.quality[1],
         }  # fmt: skip
 
     def plan(self) -> dict[str, Any]:
@@ -167,7 +170,10 @@ class StageDouble:
         return {"recording": self.recording}
 
     def _ports(self) -> dict[str, Any]:
-        return {"outputs": ["virtual"], "inputs": ["virtual"]}
+        return {
+            "outputs": ["virtual", "Stage Piano"], "inputs": ["virtual", "Stage Piano"],
+            "sound_outputs": ["Speakers"], "sound_inputs": ["Microphone"],
+        }  # fmt: skip
 
 
 class PlayingDouble(StageDouble):

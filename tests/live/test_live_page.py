@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 pytest.importorskip("uvicorn", reason="pip install 'kmidi-mlx[live]'")
 playwright_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-Image = pytest.importorskip("PIL.Image", reason="pip install pillow")
 
+from browsing import (  # noqa: E402
+    CHROMIUM,
+    FLAGS,
+    drag_on_pad,
+    keep_picture,
+    look,
+    needs_browser,
+    opened,
+    until,
+    watch,
+)
 from stage_double import PlayingDouble  # noqa: E402
 
 from kmidi_mlx.live import server as server_module  # noqa: E402
@@ -26,17 +31,7 @@ from kmidi_mlx.live.server import Server  # noqa: E402
 
 WEB = Path(server_module.__file__).parent / "web"
 TOKEN = "a-token-for-the-page"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu-compositing", "--enable-unsafe-swiftshader",
-    "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 DESKTOP = {"width": 1000, "height": 640}
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
 
 
 @pytest.fixture(scope="module")
@@ -75,42 +70,10 @@ def faults() -> list[str]:
 def page(browser: Any, server: Server, faults: list[str]) -> Iterator[Any]:
     made = browser.new_page(viewport=DESKTOP)
     watch(made, faults)
-    opened(made, server)
+    opened(made, server.url)
     yield made
     keep_picture(made, "page")
     made.close()
-
-
-def watch(page: Any, faults: list[str]) -> None:
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda line: faults.append(line.text) if line.type == "error" else None)
-
-
-def opened(page: Any, server: Server) -> None:
-    page.goto(server.url)
-    until(lambda: page.evaluate("document.body.dataset.link") == "open", "no connection")
-    until(lambda: page.locator("#groups details").count() > 3, "the panel is not built")
-
-
-def until(holds: Callable[[], bool], otherwise: str, seconds: float = 10.0) -> None:
-    """Wait; the page's own policy forbids the browser's way of waiting for a function."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.05)
-
-
-def look(page: Any, selector: str) -> NDArray[np.int16]:
-    """Pixels (height, width, 3) of an element as they are shown."""
-    data = page.screenshot(clip=page.locator(selector).bounding_box())
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.int16)
-
-
-def keep_picture(page: Any, name: str) -> None:
-    folder = os.environ.get("KMIDI_ARTEFACTS")
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 def emotions(stage: PlayingDouble) -> list[tuple[float, float]]:
@@ -153,16 +116,8 @@ def test_the_roll_shows_notes_left_and_right_of_now(page: Any) -> None:
 
 @needs_browser
 def test_dragging_the_pad_sends_where_it_was_dragged(page: Any, stage: PlayingDouble) -> None:
-    box = page.locator("#pad").bounding_box()
-    place = lambda v, a: (  # noqa: E731
-        box["x"] + box["width"] * (v + 1) / 2,
-        box["y"] + box["height"] * (1 - a) / 2,
-    )
     count = len(emotions(stage))
-    page.mouse.move(*place(0.0, 0.0))
-    page.mouse.down()
-    page.mouse.move(*place(-0.5, 0.7), steps=6)
-    page.mouse.up()
+    drag_on_pad(page, (0.0, 0.0), (-0.5, 0.7))
     until(
         lambda: (
             len(emotions(stage)) > count
@@ -229,6 +184,90 @@ def test_sound_reaches_the_audio_thread(page: Any) -> None:
     assert report["underruns"] < report["blocks"] / 10
     page.keyboard.press("m")
     until(lambda: not page.evaluate("kmidi.sound.on"), "sound stays on")
+
+
+@needs_browser
+def test_devices_are_chosen_or_typed(page: Any, stage: PlayingDouble) -> None:
+    page.evaluate("for (const group of document.querySelectorAll('details')) group.open = true")
+    ports = lambda: stage.session.settings.ports  # noqa: E731
+    keyboard = page.get_by_label("Keyboard", exact=True)
+    until(lambda: keyboard.locator("option").count() == 4, "the ports are not offered")
+    keyboard.select_option("Stage Piano")
+    until(lambda: ports().input == "Stage Piano", "the keyboard was not sent")
+    channel = page.get_by_label("MIDI channel")
+    assert channel.is_hidden()
+    page.get_by_label("Play on", exact=True).select_option(label="Another program, by network")
+    page.keyboard.type("socket:9000")
+    page.keyboard.press("Enter")
+    until(lambda: ports().output == "socket:9000", "what was typed was not sent")
+    until(channel.is_visible, "the channel cannot be chosen")
+    feel = page.get_by_label("Let what is heard set the emotion")
+    assert feel.is_disabled()
+    page.get_by_label("Listens to", exact=True).select_option(label="Microphone")
+    until(lambda: stage.session.settings.cloud.listen == "input:Microphone", "it does not listen")
+    until(feel.is_enabled, "it cannot set the emotion")
+    # chosen elsewhere, and gone by now: still shown
+    stage.session.apply("set", {"ports.input": "", "sound.device": "Old Speakers"})
+    until(lambda: keyboard.input_value() == "", "not told of a change")
+    card = page.get_by_label("Sound card of the player")
+    until(lambda: card.input_value() == "Old Speakers", "the card is not shown")
+    page.get_by_label("With a keyboard").select_option("duet")
+    hint = page.get_by_text("Without a keyboard there is nobody to answer")
+    until(hint.is_visible, "a duet with nobody is not explained")
+    stage.session.apply(
+        "set",
+        {"ports.output": "", "cloud.listen": "", "sound.device": "", "music.mode": "compose"},
+    )
+
+
+@needs_browser
+def test_notices_fold_into_their_sign(page: Any, stage: PlayingDouble) -> None:
+    stage.session.notice("practice", "warning", "The notes are practice.")
+    stage.session.notice("fps", "warning", "9 clouds a second are drawn, below 55.")
+    notice = page.locator(".notice", has_text="The notes are practice.")
+    sign = page.get_by_role("button", name="Notice: The notes are practice.")
+    until(sign.is_visible, "it is not shown")
+    sign.click()
+    until(notice.locator("p").is_hidden, "it does not fold")
+    assert sign.get_attribute("aria-expanded") == "false"
+    sign.click()
+    until(notice.locator("p").is_visible, "it does not unfold")
+    assert "9 clouds" not in page.locator("#notices").text_content()
+    stage.session.notice("practice", "warning", None)
+    stage.session.notice("fps", "warning", None)
+    until(lambda: notice.count() == 0, "it stays")
+
+
+@needs_browser
+def test_what_gives_way_on_purpose_alarms_nobody(page: Any, stage: PlayingDouble) -> None:
+    stage.session.apply("transport", {"action": "play"})
+    stage.quality = (4, "a cloud every 6th frame")
+    quality = page.locator(".strip dd").nth(0)
+    until(lambda: quality.text_content() == "music first", "the strip does not say it")
+    assert quality.get_attribute("data-grade") == "eased"
+    assert "a cloud every 6th frame" in quality.get_attribute("aria-label")
+    grades = page.locator(".strip dd").evaluate_all("cells => cells.map((c) => c.dataset.grade)")
+    assert grades[1] == "eased"
+    assert "bad" not in grades
+    stage.quality = (0, "everything")
+    until(lambda: quality.text_content() == "full", "the strip does not take it back")
+
+
+@needs_browser
+def test_sound_is_offered_until_somebody_plays_it(page: Any, stage: PlayingDouble) -> None:
+    if page.evaluate("kmidi.sound.on"):
+        page.locator("#sound").click()
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    wake = page.locator("#wake")
+    until(wake.is_visible, "it is not offered")
+    stage.session.apply("set", {"sound.device": "Speakers"})
+    until(wake.is_hidden, "it is offered although a sound card plays")
+    stage.session.apply("set", {"sound.device": ""})
+    until(wake.is_visible, "it is not offered again")
+    wake.click()
+    until(lambda: page.evaluate("kmidi.sound.on"), "it is not turned on")
+    until(wake.is_hidden, "it is still offered")
 
 
 SINE_WITH_A_GAP = """async () => {
@@ -308,7 +347,7 @@ def test_a_phone_has_all_within_reach(
     view = {"width": width, "height": height}
     page = browser.new_page(viewport=view, has_touch=True, reduced_motion=motion)
     watch(page, faults)
-    opened(page, server)
+    opened(page, server.url)
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.evaluate("document.getElementById('panel').scrollWidth") <= width
     pad = page.locator("#pad").bounding_box()
@@ -332,7 +371,7 @@ def test_it_comes_back_when_the_server_does(browser: Any, stage: PlayingDouble) 
     first = Server(stage, token=TOKEN)
     first.start()
     page = browser.new_page(viewport={"width": 800, "height": 500})
-    opened(page, first)
+    opened(page, first.url)
     first.stop()
     until(lambda: page.locator("#veil").is_visible(), "the loss is not shown")
     assert "No connection" in page.locator("#veil-title").text_content()
@@ -354,7 +393,7 @@ def test_a_page_whose_key_is_of_yesterday_is_told_so(browser: Any, stage: Playin
     first = Server(stage, token=TOKEN)
     first.start()
     page = browser.new_page(viewport={"width": 800, "height": 500})
-    opened(page, first)
+    opened(page, first.url)
     first.stop()
     second = Server(stage, port=first.port, token="a-token-of-tomorrow")
     second.start()

@@ -18,6 +18,7 @@ const LEAST_RESOLUTION = 0.35;
 const SOFTWARE_RESOLUTION = 0.45;
 // Without a graphics card drawing takes the processor from the music: every second picture will do.
 const SOFTWARE_EVERY = 2;
+const SPARING_EVERY = 6;
 
 /** Value of an IEEE 754 half float. */
 function half(bits) {
@@ -31,10 +32,13 @@ export class CloudView {
   /** Emotion that the cloud shown now feels: {valence, arousal}, or null. */
   felt = null;
   camera = new Camera();
-  /** Figures of drawing: milliseconds of script a frame, pictures a second, share of resolution. */
-  figures = { scriptMs: 0, picturesPerSecond: 0, resolution: 1 };
+  /** Figures of drawing: milliseconds of script a frame, pictures a second, share of resolution,
+   * whether the processor draws. */
+  figures = { scriptMs: 0, picturesPerSecond: 0, resolution: 1, software: false };
   /** Whether frames are shown brightly; they go dim where the connection is lost. */
   bright = true;
+  /** Whether the player has no time to spare: a processor that draws as well then draws less. */
+  sparing = false;
   /** Called when drawing starts or stops being possible, with a sentence or null. */
   onproblem = () => {};
   #canvas;
@@ -113,8 +117,8 @@ export class CloudView {
    * agree; moment: of requestAnimationFrame, in milliseconds.
    */
   draw(now, lag, moment) {
-    if (++this.#turn % this.#every) return;
-    const seconds = Math.min(0.1, (moment - this.#lastDraw) / 1000);
+    if (++this.#turn % this.#pace) return;
+    const seconds = Math.min(0.2, (moment - this.#lastDraw) / 1000);
     this.#measure(moment - this.#lastDraw);
     this.#lastDraw = moment;
     const view = this.camera.advance(seconds);
@@ -130,6 +134,11 @@ export class CloudView {
     if (pair) this.#feel(pair, seconds);
     this.#renderer.draw(pair, this.#viewOf(view));
     this.figures.scriptMs += 0.05 * (performance.now() - begun - this.figures.scriptMs);
+  }
+
+  /** Every how many pictures of the display one is drawn. */
+  get #pace() {
+    return this.sparing && this.figures.software ? SPARING_EVERY : this.#every;
   }
 
   #feel({ from, to, mix }, seconds) {
@@ -198,6 +207,7 @@ export class CloudView {
   #start() {
     try {
       this.#renderer = new CloudRenderer(this.#canvas);
+      this.figures.software = this.#renderer.slow;
       if (this.#renderer.slow) {
         this.#ceiling = this.figures.resolution = SOFTWARE_RESOLUTION;
         this.#every = SOFTWARE_EVERY;
@@ -220,7 +230,7 @@ export class CloudView {
     const total = this.#intervals.reduce((sum, value) => sum + value, 0);
     if (total < MEASURE_MS || this.#intervals.length < 5) return;
     const sorted = this.#intervals.sort((a, b) => a - b);
-    const median = sorted[sorted.length >> 1] / this.#every;
+    const median = sorted[sorted.length >> 1] / this.#pace;
     this.figures.picturesPerSecond = (1000 * sorted.length) / total;
     this.#intervals = [];
     const { resolution } = this.figures;

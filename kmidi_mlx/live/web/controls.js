@@ -2,6 +2,7 @@
 //
 // A control is {element, show(value), fault(sentence or null)}; it calls `change(value)`.
 
+const OTHER = "\u0000other";
 let count = 0;
 
 /** Make an element with attributes and children. */
@@ -119,33 +120,70 @@ export function textField({ text, doc, placeholder, number = false, button = nul
   };
 }
 
-/** A list to choose from; `choices` are [value, words] pairs. */
-export function chooser({ text, doc, choices = [], disabled = false, hint = null, change }) {
+/**
+ * A list to choose from; `choices` are [value, words] pairs.
+ *
+ * `other` = {words, placeholder}: the last choice, which opens a field for what is in no list.
+ */
+export function chooser({ text, doc, choices = [], other = null, change }) {
   const box = frame(text, doc);
-  const input = make("select", { id: box.id, class: "field wide", disabled });
+  const input = make("select", { id: box.id, class: "field wide" });
+  const hint = make("p", { class: "hint", id: `${box.id}-hint`, hidden: true });
+  const typed = make("input", {
+    class: "field wide", type: "text", hidden: true, autocomplete: "off", autocapitalize: "off",
+    spellcheck: "false", placeholder: other?.placeholder, "aria-label": `${text}: ${other?.words}`,
+  });
   box.element.insertBefore(input, box.element.lastChild);
-  if (hint) {
-    const line = make("p", { class: "hint", id: `${box.id}-hint` }, hint);
-    box.element.insertBefore(line, box.element.lastChild);
-    input.setAttribute("aria-describedby", line.id);
-  }
+  if (other) box.element.insertBefore(typed, box.element.lastChild);
+  box.element.insertBefore(hint, box.element.lastChild);
+  let shown = "";
+  let refused = false;
   const offer = (pairs) => {
-    const kept = input.value;
-    input.replaceChildren(...pairs.map(([value, words]) => make("option", { value }, words)));
-    if (pairs.some(([value]) => value === kept)) input.value = kept;
+    const options = pairs.map(([value, words]) => make("option", { value }, words));
+    // No port is called so.
+    if (other) options.push(make("option", { value: OTHER }, other.words));
+    input.replaceChildren(...options);
+    show(shown);
   };
+  function show(value) {
+    shown = value;
+    // What is being typed, or was refused, stays.
+    if (document.activeElement === typed || (refused && !typed.hidden)) return;
+    if (![...input.options].some((option) => option.value === value)) {
+      input.insertBefore(make("option", { value }, value), other ? input.lastChild : null);
+    }
+    input.value = value;
+    typed.hidden = true;
+  }
   offer(choices);
-  input.addEventListener("change", () => change(input.value));
+  input.addEventListener("change", () => {
+    typed.hidden = input.value !== OTHER;
+    if (typed.hidden) change(input.value);
+    else typed.focus();
+  });
+  typed.addEventListener("change", () => {
+    if (typed.value.trim()) change(typed.value.trim());
+    else show(shown);
+  });
+  typed.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === "Escape") typed.blur();
+  });
   return {
     element: box.element,
     offer,
-    show(value) {
-      if (![...input.options].some((option) => option.value === value)) {
-        input.append(make("option", { value }, value));
-      }
-      input.value = value;
+    show,
+    /** Say something below the list, or nothing; `closed`: there is nothing to choose now. */
+    explain(sentence, closed = false) {
+      hint.textContent = sentence ?? "";
+      hint.hidden = !sentence;
+      input.disabled = closed;
+      if (sentence) input.setAttribute("aria-describedby", hint.id);
+      else input.removeAttribute("aria-describedby");
     },
-    fault: (sentence) => box.fault(input, sentence),
+    fault(sentence) {
+      refused = Boolean(sentence);
+      box.fault(typed.hidden ? input : typed, sentence);
+    },
   };
 }
 
@@ -175,13 +213,19 @@ export function segments({ text, doc, choices, change }) {
 export function toggle({ text, doc, change }) {
   const input = make("input", { type: "checkbox" });
   const label = make("label", { class: "switch", title: doc }, input, text);
+  const hint = make("p", { class: "hint", hidden: true });
   const fault = make("p", { class: "fault", role: "alert", hidden: true });
-  const element = make("div", { class: "control" }, label, fault);
+  const element = make("div", { class: "control" }, label, hint, fault);
   input.addEventListener("change", () => change(input.checked));
   return {
     element,
     show(value) {
       input.checked = value;
+    },
+    explain(sentence, closed = false) {
+      hint.textContent = sentence ?? "";
+      hint.hidden = !sentence;
+      input.disabled = closed;
     },
     fault(sentence) {
       fault.textContent = sentence ?? "";

@@ -14,6 +14,8 @@ import { Strip } from "./strip.js";
 const PRESETS = ["happy", "excited", "tense", "angry", "sad", "gloomy", "dreamy", "calm", "tender", "neutral"];
 const IDLE_SECONDS = 3;
 const CALM_CLOUDS = 4;
+// Shown by the veil and the strip.
+const QUIET_TOPICS = ["loading", "fps"];
 const NO_LINK = {
   opening: ["Connecting", "Looking for the player on this address."],
   refused: ["This page needs its key", "kmidi was started anew. Open the address that it shows; it ends with ?token=…"],
@@ -37,8 +39,8 @@ let stats = {};
 let phase = { phase: "opening" };
 // A person who has turned sound off does not want it back with the next Play.
 let wantsSound = memory.sound !== "off";
-let underrunsBefore = 0;
-let recentUnderruns = 0;
+const recent = { underruns: 0, gaps: 0 };
+const before = {};
 
 /** Small settings of this browser; nothing where it keeps none. */
 function remembered() {
@@ -77,7 +79,7 @@ const actions = {
   play() {
     const playing = state?.transport === "playing";
     // Browsers allow sound in the moment of a gesture only.
-    if (!playing && wantsSound && !sound.on) turnSound(true);
+    if (!playing && offersSound()) turnSound(true);
     tell("transport", { action: playing ? "pause" : "play" });
   },
   stop() {
@@ -93,7 +95,10 @@ const actions = {
     const result = await tell("record", { action });
     if (result?.files?.length) {
       panel.addWritten(result.files);
-      notices.pass("info", `Written: ${result.files.map((file) => file.path ?? file).join(", ")}`);
+      // All of a take are in one folder.
+      const [folder] = result.files[0].split("/");
+      const names = result.files.map((file) => file.split("/").at(-1));
+      notices.pass("info", `Recorded ${folder}: ${names.join(", ")}.`);
     }
   },
   sound: () => turnSound(!sound.on),
@@ -124,7 +129,13 @@ function setIcon(button, name) {
 function showSound() {
   by("sound").setAttribute("aria-pressed", String(sound.on));
   setIcon(by("sound"), sound.on ? "sound" : "silent");
-  by("wake").hidden = !(link.open && state?.transport === "playing" && wantsSound && !sound.on);
+  by("wake").hidden = !(link.open && state?.transport === "playing" && offersSound());
+}
+
+/** Whether this page should play: nobody hears the music yet, and it can. */
+function offersSound() {
+  const elsewhere = Boolean(state?.sound.device) || state?.sound.browser === false;
+  return wantsSound && !elsewhere && !sound.on && sound.possible;
 }
 
 function showTransport() {
@@ -163,7 +174,8 @@ function showPhase() {
     // A page that has lost its player keeps saying so while it tries.
     if (!(phase.phase === "opening" && state)) veil.show(...NO_LINK[phase.phase], { busy: phase.phase === "opening" });
   } else if (loading) {
-    veil.show("Loading the models", loading.text, { busy: true });
+    const then = state.transport === "playing" ? "The music begins by itself as soon as they are warm." : "Press Play as soon as they are warm.";
+    veil.show("Loading the models", then, { busy: true });
   } else if (state) {
     veil.hide();
   }
@@ -187,7 +199,7 @@ link.addEventListener("state", ({ detail }) => {
   state = detail;
   pad.show(state.music.valence, state.music.arousal);
   panel.show(state);
-  notices.standing(state.notices.filter(({ topic }) => topic !== "loading"));
+  notices.standing(state.notices.filter(({ topic }) => !QUIET_TOPICS.includes(topic)));
   if (state.cloud.source === "off") cloud.clear();
   showTransport();
   showPhase();
@@ -257,15 +269,23 @@ placeStrip();
 setInterval(() => {
   if (phase.phase === "waiting") showPhase();
   const { bufferedSeconds, underruns } = sound.report;
-  recentUnderruns = 0.9 * recentUnderruns + (underruns - underrunsBefore);
-  underrunsBefore = underruns;
+  const counts = { underruns, gaps: stats.underruns ?? 0 };
+  for (const [name, count] of Object.entries(counts)) {
+    recent[name] = 0.9 * recent[name] + Math.max(0, count - (before[name] ?? count));
+    before[name] = count;
+  }
+  const loading = state?.notices.some(({ topic }) => topic === "loading");
+  const playing = state?.transport === "playing" && !loading;
+  // A processor that draws takes its time from the music.
+  cloud.sparing = playing && stats.lookahead_bars < 0.6;
   const page = {
     ...cloud.figures,
-    draws: state?.draws,
+    playing,
     soundOn: sound.on,
     bufferedSeconds,
     underruns,
-    recentUnderruns: Math.round(recentUnderruns),
+    recentUnderruns: Math.round(recent.underruns),
+    recentGaps: Math.round(recent.gaps),
   };
   if (link.open) strip.show(stats, page);
 }, 500);

@@ -4,6 +4,8 @@ import { icon, make } from "./controls.js";
 
 const PASSING_SECONDS = 8;
 const MOST_PASSING = 3;
+// What holds is read once; then it folds into its sign and leaves the stage to the cloud.
+const FOLD_SECONDS = { info: 10, warning: 20 };
 
 export class Notices {
   #home;
@@ -30,6 +32,8 @@ export class Notices {
       });
       this.#standing.set(key, element);
       this.#home.prepend(element);
+      const seconds = FOLD_SECONDS[notice.level];
+      if (seconds) setTimeout(() => fold(element, true), 1000 * seconds);
     }
   }
 
@@ -47,7 +51,9 @@ export class Notices {
   #make({ level, text }, closed) {
     const shape = ["info", "warning", "error"].includes(level) ? level : "info";
     const close = make("button", { class: "button small square", type: "button", "aria-label": "Close notice" }, icon("close"));
-    const element = make("div", { class: `notice ${shape}` }, icon(shape), make("p", {}, text), close);
+    const sign = make("button", { class: "sign", type: "button", "aria-expanded": "true", "aria-label": `Notice: ${text}` }, icon(shape));
+    const element = make("div", { class: `notice ${shape}` }, sign, make("p", {}, text), close);
+    sign.addEventListener("click", () => fold(element, !element.classList.contains("folded")));
     element.querySelector("p").addEventListener("click", () => element.classList.toggle("whole"));
     close.addEventListener("click", () => {
       closed();
@@ -55,6 +61,12 @@ export class Notices {
     });
     return element;
   }
+}
+
+/** Fold a notice into its sign, or show it whole. */
+function fold(element, folded) {
+  element.classList.toggle("folded", folded);
+  element.querySelector(".sign").setAttribute("aria-expanded", String(!folded));
 }
 
 /** The veil: why there is nothing to see yet, or no longer. */

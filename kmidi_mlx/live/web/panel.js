@@ -18,7 +18,25 @@ const SOURCES = {
   off: "Nobody: no cloud",
 };
 
-const OWN_PORTS = [["", "none"], ["virtual", "KmiDi, a port of its own"]];
+const FEW_MODES_TEXT = "Without a keyboard there is nobody to answer: choose one above.";
+// What can be chosen for a device, from the answer of `ports`; the machine's own are named in it.
+const own = (found, list) => (found[list] ?? []).filter((name) => name !== "virtual");
+const named = (names) => names.map((name) => [name, name]);
+const virtual = (found, list) =>
+  found[list]?.includes("virtual") ? [["virtual", "KmiDi, a port for other programs"]] : [];
+const DEVICES = {
+  "ports.input": (found) => [["", "none"], ...virtual(found, "inputs"), ...named(own(found, "inputs"))],
+  "ports.output": (found) => [["", "none"], ...virtual(found, "outputs"), ...named(own(found, "outputs"))],
+  "sound.device": (found) =>
+    found.sound_outputs?.length
+      ? [["", "none"], ["default", "The usual one"], ...named(found.sound_outputs)]
+      : [["", "none"]],
+  "cloud.listen": (found) =>
+    found.sound_inputs?.length
+      ? [["", "The music itself"], ["input", "The usual microphone"],
+         ...found.sound_inputs.map((name) => [`input:${name}`, name])]
+      : [["", "The music itself"]],
+};
 
 const noteName = (pitch) => `${NOTE_NAMES[pitch % 12]}${Math.floor(pitch / 12) - 1}`;
 const fixed = (digits) => (value) => Number(value).toFixed(digits);
@@ -42,23 +60,25 @@ const GROUPS = [
     { name: "sampling.top_p", kind: "slider", text: "Top-p", step: 0.01, low: 0.05, words: fixed(2) },
     { name: "sampling.guidance_scale", kind: "slider", text: "Guidance by emotion", step: 0.1, high: 5, words: guidance },
     { name: "music.seed", kind: "seed", text: "Seed" },
-    { name: "adapter", kind: "adapter", text: "Adapter" },
   ] },
   { title: "Cloud", options: [
     { name: "cloud.source", kind: "choice", text: "Drawn by", words: SOURCES },
     { name: "cloud.points", kind: "detail", text: "Points" },
-    { name: "cloud.listen", kind: "text", text: "Listens to", placeholder: "the music; a sound file; input" },
+    { name: "cloud.listen", kind: "device", text: "Listens to",
+      other: { words: "A sound file", placeholder: "its name in the folder of recordings" } },
     { name: "cloud.feel", kind: "toggle", text: "Let what is heard set the emotion" },
   ] },
   { title: "Sound", options: [
     { name: "sound.volume", kind: "slider", text: "Loudness of the piano", step: 0.01, words: percent },
-    { name: "sound.device", kind: "text", text: "Sound card of the player", placeholder: "none; default for the usual one" },
+    { name: "sound.device", kind: "device", text: "Sound card of the player" },
   ] },
   { title: "Keyboard and MIDI", options: [
+    { name: "ports.input", kind: "device", text: "Keyboard",
+      other: { words: "Another program, by network", placeholder: "socket:PORT" } },
     { name: "music.mode", kind: "choice", text: "With a keyboard", words: MODES },
-    { name: "ports.input", kind: "port", text: "Keyboard", list: "inputs" },
-    { name: "ports.output", kind: "port", text: "Play on", list: "outputs" },
-    { name: "ports.channel", kind: "slider", text: "Channel", step: 1, words: whole },
+    { name: "ports.output", kind: "device", text: "Play on",
+      other: { words: "Another program, by network", placeholder: "socket:HOST:PORT" } },
+    { name: "ports.channel", kind: "slider", text: "MIDI channel", step: 1, words: whole },
   ] },
 ];
 
@@ -67,6 +87,7 @@ export class Panel {
   #link;
   #controls = new Map();
   #state = null;
+  #found = null;
   #pending = new Map();
   #written;
   #recording;
@@ -83,7 +104,7 @@ export class Panel {
     const groups = GROUPS.map(({ title, open, options }) => {
       const items = make("div", { class: "items" });
       for (const wish of options) {
-        const option = known.get(wish.name) ?? (wish.kind === "adapter" ? {} : null);
+        const option = known.get(wish.name);
         // An older server may not know it; what cannot be set is not shown.
         if (!option) continue;
         const control = this.#control(wish, option);
@@ -94,7 +115,7 @@ export class Panel {
     });
     groups.push(this.#recordings());
     this.#home.replaceChildren(...groups);
-    this.#findPorts();
+    this.#findDevices();
     if (this.#state) this.show(this.#state);
   }
 
@@ -106,6 +127,7 @@ export class Panel {
       const value = state[section]?.[name];
       if (value !== undefined && !this.#pending.has(dotted)) control.show(value);
     }
+    this.#explain(state);
     const recording = Boolean(state.recording);
     if (this.#recording) this.#recording.hidden = !recording;
   }
@@ -113,7 +135,7 @@ export class Panel {
   /** List files that a recording has written. */
   addWritten(files) {
     if (!this.#written) return;
-    const lines = files.map((file) => make("li", {}, typeof file === "string" ? file : file.path));
+    const lines = files.map((file) => make("li", {}, file));
     this.#written.prepend(...lines);
     this.#written.closest("details").open = true;
     this.#written.previousElementSibling.hidden = true;
@@ -127,6 +149,9 @@ export class Panel {
       shut.textContent = names.join(", ").toLowerCase();
     };
     summarise();
+    // A keyboard may have been plugged in since.
+    const hasDevices = items.querySelector("[data-device]") !== null;
+    if (hasDevices) group.addEventListener("toggle", () => group.open && this.#findDevices());
     return group;
   }
 
@@ -155,13 +180,11 @@ export class Panel {
         });
       case "toggle":
         return toggle(base);
-      case "port":
-        return chooser({ ...base, choices: OWN_PORTS });
-      default:
-        return chooser({
-          ...base, disabled: true, choices: [["", "none"]],
-          hint: "There are no adapters yet: one appears here once it has been trained.",
-        });
+      default: {
+        const control = chooser({ ...base, other: wish.other, choices: DEVICES[name]({}) });
+        control.element.dataset.device = name;
+        return control;
+      }
     }
   }
 
@@ -184,24 +207,33 @@ export class Panel {
     return group;
   }
 
-  async #findPorts() {
+  /** Have what is there now to choose from. */
+  async #findDevices() {
     let found;
     try {
       found = await this.#link.command("ports");
     } catch {
-      // Without a list there are still the ports that need none.
+      // Without a list there are still the devices that need none.
       return;
     }
-    for (const { options } of GROUPS) {
-      for (const { name, kind, list } of options) {
-        if (kind !== "port") continue;
-        const control = this.#controls.get(name);
-        const others = (found[list] ?? []).filter((port) => port !== "virtual");
-        control.offer([...OWN_PORTS, ...others.map((port) => [port, port])]);
-        const [section, key] = name.split(".");
-        if (this.#state) control.show(this.#state[section][key]);
-      }
+    this.#found = found;
+    for (const [name, choices] of Object.entries(DEVICES)) {
+      this.#controls.get(name)?.offer(choices(found));
     }
+    if (this.#state) this.show(this.#state);
+  }
+
+  /** Say what has to be chosen before something else has any effect. */
+  #explain({ ports, cloud, sound, music }) {
+    const explain = (name, ...words) => this.#controls.get(name)?.explain(...words);
+    explain("music.mode", ports.input || music.mode === "compose" ? null : FEW_MODES_TEXT);
+    const listens = Boolean(cloud.listen);
+    explain("cloud.feel", listens ? null : "For a file or a microphone, chosen above.", !listens && !cloud.feel);
+    const channel = this.#controls.get("ports.channel");
+    if (channel) channel.element.hidden = !ports.output;
+    if (!this.#found) return;
+    const none = !sound.device && !this.#found.sound_outputs?.length;
+    explain("sound.device", none ? "No sound card was found where the player runs; this page can play." : null, none);
   }
 
   /** Send a value, at most every 60 ms; the last one always. */

@@ -28,6 +28,12 @@ export class Sound extends EventTarget {
     return this.#context?.state === "running" && this.#node !== null;
   }
 
+  /** Whether this browser lets this page make sound at all. */
+  get possible() {
+    // Browsers offer worklets only to pages from this machine or over https.
+    return Boolean(window.AudioContext && window.AudioWorkletNode);
+  }
+
   get muted() {
     return this.#muted;
   }
@@ -79,12 +85,11 @@ export class Sound extends EventTarget {
   }
 
   async #build() {
-    if (!window.AudioContext || !window.AudioWorkletNode) {
-      // Browsers offer worklets only to pages from this machine or over https.
+    if (!this.possible) {
       throw new Error(
         window.isSecureContext
           ? "this browser has no AudioWorklet"
-          : "browsers allow it on this machine's own address only; choose a sound card of the player",
+          : "browsers allow it only on the machine that plays; choose a sound card of the player under Sound",
       );
     }
     const context = new AudioContext({ sampleRate: 44100, latencyHint: "interactive" });
