@@ -91,6 +91,12 @@ class LiveLoopConfig(Section):
     cloud_ms: float = option(8.0, "of a frame, for drawing", low=0.1, high=1000.0)
     rendering_ms: float = option(3.0, "of a frame, for handing over", low=0.0, high=1000.0)
     lookahead_seconds: float = option(0.0, "music written ahead; 0: two bars", low=0.0, high=60.0)
+    context: int = option(
+        0,
+        "events that the model looks back on; 0: as many as the machine can afford",
+        low=0,
+        high=65536,
+    )
     note_ring: int = option(128, "events planned at the most", low=16, high=4096)
     memory_gb: float = option(16.0, "memory the process may take", low=0.5, high=1024.0)
 

@@ -28,12 +28,15 @@ __all__ = ["Conductor"]
 MakeStream = Callable[[Direction], EventStream[Any]]
 
 # Music is there for so many beats before the first note is heard.
-_BEATS_BEFORE_START = 2
+_BEATS_BEFORE_START = 4
 # Changes that come faster than this are heard as one.
 _REPLAN_INTERVAL = 0.1
 # Of the time that replanning takes: what it may take as a share of all, at most.
 _MOST_REPLANNING = 1 / 3
 _SPARE_SECONDS = 0.03
+# Tokens until something new is in the plan: its loudness, a note or two.
+_TOKENS_TO_A_NOTE = 4
+_SMOOTHING = 0.1
 # Places in the ring that are kept free: ends of notes come all at once.
 _SPARE_PLACES = 8
 # A person who has let go of all keys for so many beats has paused, but not in less than this.
@@ -106,6 +109,7 @@ class Conductor:
         self._written: deque[tuple[int, int]] = deque()
         self._tokens = 0
         self._tokens_per_step = 0.0
+        self._token_seconds = 0.0
 
     def hear(self, key: KeyEvent) -> None:
         """Take a key of a person's keyboard; any thread may call."""
@@ -179,7 +183,9 @@ class Conductor:
             self._skip_what_is_past(composer, now)
             begun = time.perf_counter()
             self._push(composer.write())
-            self._on_token(time.perf_counter() - begun)
+            seconds = time.perf_counter() - begun
+            self._token_seconds += _SMOOTHING * (seconds - self._token_seconds)
+            self._on_token(seconds)
             self._count(composer.written_step)
             count += 1
         self._start_when_ready()
@@ -283,11 +289,17 @@ class Conductor:
             self._ring.cut(step)
         return step
 
+    @property
+    def _margin(self) -> float:
+        """Seconds from now that are too near to be planned anew."""
+        first_note = _TOKENS_TO_A_NOTE * self._token_seconds
+        return self._player.lead_seconds + first_note + _SPARE_SECONDS
+
     def _replan(self, direction: Direction) -> None:
         composer = self._composer
         assert composer is not None
         begun = time.monotonic()
-        margin = self._player.lead_seconds + 1.5 * self.replan_seconds + _SPARE_SECONDS
+        margin = self._margin + 1.5 * self.replan_seconds
         before = self._direction.sampling.guidance_scale
         if before == 1.0 != direction.sampling.guidance_scale:
             margin += self.guidance_seconds
@@ -317,7 +329,7 @@ class Conductor:
                 keys.append(PlayedKey(max(0.0, step), key.pitch, key.velocity))
             margin = self._player.lead_seconds + _SPARE_SECONDS
             if mode == "accompany":
-                margin += 1.5 * self.replan_seconds
+                margin = self._margin + 1.5 * self.replan_seconds
             step = self._free_from(margin, BEAT_STEPS if mode == "accompany" else 1)
             self._push(composer.feed_notes(keys, step))
             self._written.clear()
@@ -325,7 +337,7 @@ class Conductor:
             self._replanned = time.monotonic()
         if mode != "accompany" and self._to_answer and not composer.composing and self._paused():
             self._to_answer = False
-            margin = self._player.lead_seconds + self.replan_seconds + _SPARE_SECONDS
+            margin = self._margin + self.replan_seconds
             step = self._clock.step_at(time.monotonic() + margin)
             composer.answer(max(next_multiple(step, BEAT_STEPS), composer.earliest_step))
 

@@ -54,6 +54,10 @@ _CONTROL_SECONDS = 1.0
 _SHORT_GRACE_SECONDS = 3.0
 # With very short frames handing over would take all of them; it does not.
 _LEAST_LOAD = 0.7
+# Dense music has 50 tokens a second, and writing may take two thirds of the time.
+_DENSE_TOKEN_SECONDS = 0.66 / 50
+# About ten seconds of music.
+_LEAST_CONTEXT = 512
 # Freed buffers that MLX may keep, as a share of the memory allowed.
 _CACHE_SHARE = 0.02
 # Above this many nats an event on held-out pieces, a generator knows notes but hardly music.
@@ -218,7 +222,9 @@ class EngineLoop(threading.Thread):
         """Compile every shape before the first note, and learn what everything costs."""
         plain = warm_up(self._model, self._step)
         guided = warm_up(self._model, self._step, guidance=True)
-        self._costs.plain_seconds, self._costs.guided_seconds = plain.write, guided.write
+        self._context = self._affordable(plain.write)
+        self._costs.plain_seconds = plain.write[self._context]
+        self._costs.guided_seconds = guided.write[self._context]
         self._costs.cloud_seconds = {
             network: self._visualiser.warm(network)
             for network in (False, True)[: 1 + self.has_network]
@@ -233,8 +239,7 @@ class EngineLoop(threading.Thread):
             on_token=self._count_token,
         )
         self.conductor.hands = self.hands
-        self.conductor.guidance_seconds = self._model.config.context_length * guided.read
-        self.conductor.replan_seconds = 8 * plain.write
+        self.conductor.guidance_seconds = self._context * guided.read
         # what lives now lives on: the collector need not look at it in the middle of a frame
         gc.collect()
         gc.freeze()
@@ -249,7 +254,26 @@ class EngineLoop(threading.Thread):
             first.chord,
             first.key,
             step=self._step,
+            context=self._context,
         )
+
+    def _affordable(self, seconds: dict[int, float]) -> int:
+        """How many events the model may look back on, if dense music is to be written in time."""
+        most = max(seconds)
+        wanted = self._config.loop.context
+        if wanted:
+            return min((size for size in seconds if size >= wanted), default=most)
+        context = most
+        while context > _LEAST_CONTEXT and seconds[context] > _DENSE_TOKEN_SECONDS:
+            context = max(size for size in seconds if size < context)
+        if context < most:
+            self._session.notice(
+                "context",
+                "info",
+                f"This machine is slow for the model, which therefore looks back on {context} "
+                f"events instead of {most}.",
+            )
+        return context
 
     def _count_token(self, seconds: float) -> None:
         self._stats.token(seconds)

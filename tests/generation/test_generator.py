@@ -17,12 +17,7 @@ from kmidi_mlx.config import MidiTransformerConfig, SamplingConfig
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.generation import sampler
-from kmidi_mlx.generation.generator import (
-    EventGenerator,
-    compiled_step,
-    generate,
-    warm_up,
-)
+from kmidi_mlx.generation.generator import EventGenerator, compiled_step, generate
 from kmidi_mlx.models import kv_cache
 from kmidi_mlx.models.kv_cache import KVCache
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
@@ -450,31 +445,3 @@ def test_a_shared_step_keeps_no_generator_alive() -> None:
     gone = weakref.ref(stream)
     del stream
     assert gone() is None
-
-
-@pytest.mark.parametrize("guidance", [False, True])
-def test_warming_up_compiles_every_shape_and_changes_nothing(
-    guidance: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Afterwards no size of the ring is new, and music is as if it had never happened."""
-    monkeypatch.setattr("kmidi_mlx.generation.generator.CAPACITY_STEP", 8)
-    monkeypatch.setattr(kv_cache, "CAPACITY_STEP", 8)
-    model = model_of()
-    sampling = SamplingConfig(temperature=1.0, guidance_scale=2.0 if guidance else 1.0)
-    fresh = read(EventGenerator(model, sampling, 4, SAD), 80)
-    shapes: list[tuple[int, ...]] = []
-
-    def counted(last, place, keys, *others):  # type: ignore[no-untyped-def]
-        shapes.append(tuple(keys[0].shape))
-        return step(last, place, keys, *others)
-
-    step = compiled_step(model)
-    costs = warm_up(model, counted, guidance)
-    assert 0.0 < costs.write < 1.0
-    assert 0.0 < costs.read < 1.0
-    warm = set(shapes)
-    assert {shape[2] for shape in warm} == {8, 16, 24, 32}
-    assert {shape[0] for shape in warm} == {2 if guidance else 1}
-    shapes.clear()
-    assert read(EventGenerator(model, sampling, 4, SAD, step=counted), 80) == fresh
-    assert set(shapes) <= warm
