@@ -24,6 +24,7 @@ from kmidi_mlx.live_config import LiveConfig
 
 if TYPE_CHECKING:
     from kmidi_mlx.live.concert import Concert
+    from kmidi_mlx.live.server import Server
     from kmidi_mlx.live.stdio import Stdio
 
 #: Environment variables that a program which starts this one may set.
@@ -82,14 +83,20 @@ def main(argv: list[str]) -> int:
     from kmidi_mlx.live.concert import Concert
 
     concert = Concert(config, args.out)
+    # first what fails at once: a port that is taken, a token that cannot be
+    server = None if args.headless else _start_server(concert)
     with _told_to_stop() as stop:
-        concert.start()
         try:
-            if args.headless:
-                return _play_headless(concert, args, stop)
-            return _serve(concert, args, stop)
+            concert.start()
+            try:
+                if server is None:
+                    return _play_headless(concert, args, stop)
+                return _serve(concert, server, args, stop)
+            finally:
+                concert.close()
         finally:
-            concert.close()
+            if server is not None:
+                server.stop()
 
 
 def _parser() -> CommandParser:
@@ -167,8 +174,7 @@ def _told_to_stop() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _serve(concert: Concert, args: argparse.Namespace, stop: threading.Event) -> int:
-    """Offer the page and the other front ends until told to stop."""
+def _start_server(concert: Concert) -> Server:
     from kmidi_mlx.live.server import Server
 
     settings = concert.config.server
@@ -181,28 +187,32 @@ def _serve(concert: Concert, args: argparse.Namespace, stop: threading.Event) ->
         origins=tuple(os.environ.get(ORIGINS, "").split()),
         on_error=_complain,
     )
-    url = server.start()
+    server.start()
     concert.add_figure("clients", lambda: server.clients)
-    try:
-        if not args.stdio:
-            say = sys.stderr if args.tui else sys.stdout
-            print(f"kmidi plays at {url}", file=say, flush=True)
-            if server.lan_url is not None:
-                print(f"from other machines: {server.lan_url}", file=say, flush=True)
-            if settings.open_browser:
-                webbrowser.open(url)
-        if not args.wait:
-            concert.apply("transport", {"action": "play"})
-        if args.stdio:
-            return _talk(concert, server.port, server.token, stop)
-        if args.tui:
-            from kmidi_mlx.live.tui import run_tui
+    return server
 
-            run_tui(concert, stop)
-            return 0
-        return _wait(concert, stop)
-    finally:
-        server.stop()
+
+def _serve(
+    concert: Concert, server: Server, args: argparse.Namespace, stop: threading.Event
+) -> int:
+    """Offer the page and the other front ends until told to stop."""
+    if not args.stdio:
+        say = sys.stderr if args.tui else sys.stdout
+        print(f"kmidi plays at {server.url}", file=say, flush=True)
+        if server.lan_url is not None:
+            print(f"from other machines: {server.lan_url}", file=say, flush=True)
+        if concert.config.server.open_browser:
+            webbrowser.open(server.url)
+    if not args.wait:
+        concert.apply("transport", {"action": "play"})
+    if args.stdio:
+        return _talk(concert, server.port, server.token, stop)
+    if args.tui:
+        from kmidi_mlx.live.tui import run_tui
+
+        run_tui(concert, stop)
+        return 0
+    return _wait(concert, stop)
 
 
 def _talk(concert: Concert, port: int, token: str, stop: threading.Event) -> int:

@@ -69,7 +69,7 @@ class Concert:
         self.ring = NoteRing(config.loop.note_ring)
         self.figures = Stats()
         self._figures: dict[str, Callable[[], float]] = {}
-        self.player = Player(self.ring, self.clock, self._lost_sink)
+        self.player = Player(self.ring, self.clock, self._lost_sink, self.figures.late)
         self.session = Session(config, self.player.silence)
         self._played = PlayedLog(self.clock)
         music = config.sound
@@ -155,11 +155,8 @@ class Concert:
 
     def stats(self) -> dict[str, Any]:
         """Return figures of performance."""
-        lateness = self.player.lateness
         return {
             **self.figures.snapshot(),
-            "lateness_ms_p50": lateness.percentile_ms(50.0),
-            "lateness_ms_p99": lateness.percentile_ms(99.0),
             "sounding": self.player.sounding,
             "memory_gb": resident_gb(),
             "memory_cap_gb": self.config.loop.memory_gb,

@@ -45,6 +45,7 @@ class Player(threading.Thread):
         ring: the plan; the player takes events out of it when they are due.
         clock: when steps are.
         on_lost: called with a sink that failed and the error; it is no longer played on.
+        on_sent: called with the seconds by which each event was late.
 
     Attributes:
         lateness: how late events were sent, over all sinks.
@@ -55,12 +56,14 @@ class Player(threading.Thread):
         ring: NoteRing,
         clock: SongClock,
         on_lost: Callable[[Sink, Exception], None] = lambda sink, error: None,
+        on_sent: Callable[[float], None] = lambda late: None,
     ) -> None:
         super().__init__(name="kmidi player", daemon=True)
         self.lateness = Lateness()
         self._ring = ring
         self._clock = clock
         self._on_lost = on_lost
+        self._on_sent = on_sent
         self._voices: list[_Voice] = []
         self._count = 0
         self._stopping = False
@@ -199,7 +202,9 @@ class Player(threading.Thread):
         elif earlier == event.note:
             sink.note_off(event.pitch, at)
             del voice.sounding[event.pitch]
-        self.lateness.add(time.monotonic() - deadline)
+        late = time.monotonic() - deadline
+        self.lateness.add(late)
+        self._on_sent(late)
 
     def _hush(self, voice: _Voice) -> None:
         now = time.monotonic()

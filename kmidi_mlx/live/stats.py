@@ -81,6 +81,7 @@ class Stats:
         self._clock = clock
         self._lock = threading.Lock()
         self._frames, self._tokens, self._ahead = _Window(), _Window(), _Window()
+        self._late = _Window()
         self._all_frames, self._all_tokens = Lateness(), Lateness()
         self._quality, self._quality_text = 0, ""
         self._first_frame: float | None = None
@@ -106,6 +107,11 @@ class Stats:
         with self._lock:
             self._tokens.add(self._clock(), seconds)
             self._all_tokens.add(seconds)
+
+    def late(self, seconds: float) -> None:
+        """Count an event that was sent so many seconds after its time."""
+        with self._lock:
+            self._late.add(self._clock(), seconds)
 
     def dropped(self, count: int = 1) -> None:
         """Count frames that were left out because their time had passed."""
@@ -140,7 +146,7 @@ class Stats:
         with self._lock:
             now = self._clock()
             frames, tokens = self._frames.values(now), self._tokens.values(now)
-            ahead = self._ahead.values(now)
+            ahead, late = self._ahead.values(now), self._late.values(now)
             return {
                 "fps": self._frames.rate(now),
                 "frame_ms_p50": _percentile_ms(frames, 50),
@@ -152,6 +158,8 @@ class Stats:
                 "lookahead_seconds": self._ahead_seconds,
                 "lookahead_bars": self._ahead_bars,
                 "lookahead_min_seconds": min(ahead, default=self._ahead_seconds),
+                "lateness_ms_p50": _percentile_ms(late, 50),
+                "lateness_ms_p99": _percentile_ms(late, 99),
                 "dropped_frames": self._dropped,
                 "underruns": self._underruns,
                 "quality": self._quality,
@@ -189,7 +197,7 @@ class Stats:
             }
 
     def _forget(self) -> None:
-        for window in (self._frames, self._tokens, self._ahead):
+        for window in (self._frames, self._tokens, self._ahead, self._late):
             window.clear()
         self._all_frames.clear()
         self._all_tokens.clear()
