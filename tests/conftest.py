@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kmidi_mlx.blas import load_fast_blas
 
 load_fast_blas()
+# how long an example takes says more about the machine than about the law
+settings.register_profile("kmidi", deadline=None)
+settings.load_profile("kmidi")
 
 
 @pytest.fixture(scope="session")

@@ -61,4 +61,4 @@ def test_a_clip_has_to_fill_a_step_of_the_network() -> None:
 def test_the_reference_run_is_what_the_defaults_are() -> None:
     reference = load_config("emotion_recognizer", [REFERENCE])
     assert reference == load()
-    assert "model.labels" in describe_options("emotion_recognizer")
+    assert "model.labels" in describe_options(EmotionRecognizerConfig)

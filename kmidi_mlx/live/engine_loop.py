@@ -58,8 +58,8 @@ _LEAST_LOAD = 0.7
 _DENSE_TOKEN_SECONDS = 0.66 / 50
 # About ten seconds of music.
 _LEAST_CONTEXT = 512
-# Freed buffers that MLX may keep, as a share of the memory allowed.
-_CACHE_SHARE = 0.02
+# Freed buffers that MLX may keep: what a frame needs, and no more.
+_CACHE_BYTES = 128_000_000
 # Above this many nats an event on held-out pieces, a generator knows notes but hardly music.
 _MUSICAL_NATS = 3.0
 
@@ -433,7 +433,7 @@ def _limit_memory(gigabytes: float) -> None:
 
     allowed = int(gigabytes * 1e9)
     mx.set_memory_limit(allowed)
-    mx.set_cache_limit(int(_CACHE_SHARE * allowed))
+    mx.set_cache_limit(min(_CACHE_BYTES, allowed // 4))
 
 
 def _end_mlx() -> None:

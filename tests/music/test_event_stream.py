@@ -9,7 +9,7 @@ from dice import Dice
 from kmidi_mlx.config import SamplingConfig
 from kmidi_mlx.emotion import Emotion, encode
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.event_stream import PREFILL_CHUNK, write_piece
+from kmidi_mlx.music.event_stream import PREFILL_CHUNK
 from kmidi_mlx.music.events import (
     NOTE_OFF,
     START_TOKEN,
@@ -19,6 +19,7 @@ from kmidi_mlx.music.events import (
     first_violation,
 )
 from kmidi_mlx.music.knobs import gumbel_noise, pack
+from kmidi_mlx.music.piece import write_piece
 
 HAPPY, SAD = Emotion.of(0.8, 0.5), Emotion.of(-0.7, -0.4)
 FREE = SamplingConfig()
