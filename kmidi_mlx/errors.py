@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -27,3 +28,8 @@ def nearest(word: str, valid: Iterable[str], otherwise: str = "") -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return f"; {otherwise} {', '.join(names)}." if otherwise else ""
+
+
+def system_reason(error: OSError) -> str:
+    """Return what the system says of an error, without what Python adds to it."""
+    return os.strerror(error.errno) if error.errno else str(error)

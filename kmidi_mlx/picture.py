@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -250,12 +251,17 @@ def _show_take(args: argparse.Namespace, emotion: Emotion | None) -> int:
         else:
             with Progress(None, "draw", "pictures") as bar:
                 result["pictures"] = write_take_film(
-                    take, args.out, args.size, args.rate, lambda done, whole: bar.advance(),
+                    take, args.out, args.size, args.rate, partial(_count, bar),
                     begin_seconds=args.at or 0.0, seconds=args.seconds,
                 )  # fmt: skip
             shown = f"{result['pictures']} pictures of {take.name}"
     print(json.dumps(result) if args.json else f"wrote {args.out}: {shown}")
     return 0
+
+
+def _count(bar: Progress, done: int, whole: int) -> None:
+    bar.total = whole
+    bar.advance(done - bar.completed)
 
 
 def _write_moment(

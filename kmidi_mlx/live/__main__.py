@@ -12,6 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Environment variables that a program which starts this one may set.
 TOKEN, ORIGINS = "KMIDI_TOKEN", "KMIDI_ORIGINS"
+#: Where `kmidi hello`, and so `make run`, leaves its model.
+HELLO_MODEL = Path("out/hello/model")
 _DESCRIPTION = (
     "Play piano music that follows a feeling, and see it as a cloud of light; open the page that "
     "it prints, or use --tui, --stdio or --headless."
@@ -45,6 +48,10 @@ _SHORTCUTS = {
     "--recognizer": ("models.recognizer", "DIR", "checkpoint that hears emotion"),
     "--midi-out": ("ports.output", "PORT", "play on a MIDI port; `virtual` makes one named KmiDi"),
     "--midi-in": ("ports.input", "PORT", "listen to a keyboard; `virtual` makes a port"),
+    "--tempo": ("music.tempo", "BPM", "beats a minute; 120 plays as written"),
+    "--key": ("music.key", "NAME", "such as C:maj or A:min"),
+    "--chords": ("music.chords", "NAMES", "a chord a bar, over and over, such as 'C Am F G'"),
+    "--seed": ("music.seed", "N", "of what is drawn"),
     "--mode": ("music.mode", "NAME", "what the keyboard is for: duet, accompany, continue"),
     "--sound-card": ("sound.device", "NAME", "play on a sound card; `default`: the usual one"),
     "--listen": ("cloud.listen", "FILE", "sound that the cloud hears; `input`: the microphone"),
@@ -69,7 +76,7 @@ def main(argv: list[str]) -> int:
     if args.list_ports:
         print(_ports())
         return 0
-    config = load_sections(LiveConfig, args.config_files, _overrides(args))
+    config = _with_generator(load_sections(LiveConfig, args.config_files, _overrides(args)))
     if not args.headless and (args.seconds is not None or args.film):
         raise KmidiError("--seconds and --film belong to --headless; add it.")
     if args.seconds is not None and not 0.0 < args.seconds <= _LONGEST_HEADLESS:
@@ -130,6 +137,19 @@ def _parser() -> CommandParser:
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
     return parser
+
+
+def _with_generator(config: LiveConfig) -> LiveConfig:
+    """Play with the small model of `kmidi hello` where no other is there, and say so."""
+    models = config.models
+    usual = models.generator == LiveConfig().models.generator
+    if not usual or Path(models.generator).exists() or not HELLO_MODEL.exists():
+        return config
+    print(
+        f"note: there is no {models.generator} yet, so the small model in {HELLO_MODEL} plays",
+        file=sys.stderr,
+    )
+    return replace(config, models=replace(models, generator=str(HELLO_MODEL)))
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -206,7 +226,8 @@ def _serve(
     if not args.wait:
         concert.apply("transport", {"action": "play"})
     if args.stdio:
-        return _talk(concert, server.port, server.token, stop)
+        about = {"port": server.port, "token": server.token, "url": server.url}
+        return _talk(concert, about, stop)
     if args.tui:
         from kmidi_mlx.live.tui import run_tui
 
@@ -215,10 +236,10 @@ def _serve(
     return _wait(concert, stop)
 
 
-def _talk(concert: Concert, port: int, token: str, stop: threading.Event) -> int:
+def _talk(concert: Concert, about: dict[str, Any], stop: threading.Event) -> int:
     from kmidi_mlx.live.stdio import Stdio
 
-    talk = Stdio(concert, about={"port": port, "token": token}, on_error=_complain)
+    talk = Stdio(concert, about=about, on_error=_complain)
     ended = threading.Event()
     threading.Thread(target=_end_when_told, args=(talk, stop, ended), daemon=True).start()
     try:

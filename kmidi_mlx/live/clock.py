@@ -95,6 +95,12 @@ class SongClock:
         with self._changing:
             self._anchor = _Anchor(0.0, now, self._anchor.pace, running=False)
 
+    def seek(self, step: float, now: float) -> None:
+        """Be at another step from a moment on."""
+        with self._changing:
+            anchor = self._anchor
+            self._anchor = _Anchor(step, now, anchor.pace, anchor.running)
+
     def set_tempo(self, tempo: float, now: float) -> None:
         """Change the tempo; the step of this moment stays.
 

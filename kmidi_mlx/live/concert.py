@@ -283,7 +283,7 @@ class Concert:
         """Write a finished piece beside the live music."""
         if not 0.0 < seconds <= LONGEST_PIECE_SECONDS:
             raise KmidiError(
-                f"seconds: {seconds:g} is not more than 0 and up to {LONGEST_PIECE_SECONDS:g}."
+                f"seconds: give more than 0 and up to {LONGEST_PIECE_SECONDS:g}, not {seconds:g}."
             )
         music = self.session.settings.music
         wanted = replace(

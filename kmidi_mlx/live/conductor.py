@@ -100,6 +100,8 @@ class Conductor:
         self._composer: Composer | None = None
         self._direction = Direction()
         self._waits_for_start = False
+        # the first note is still to come
+        self._begins = False
         self._replanned = -math.inf
         # the last rest's end and length in steps
         self._rested, self._rest = -math.inf, _SHORTEST_REST
@@ -258,11 +260,20 @@ class Conductor:
         self._to_answer = False
         self._written.clear()
         self._rested = -math.inf
+        self._begins = True
         self._composer = Composer(self._make_stream(direction), direction)
 
     def _start_when_ready(self) -> None:
         if not self._waits_for_start:
             return
+        composer = self._composer
+        if self._begins and composer is not None and composer.composing:
+            # nobody wants to wait for a rest to end before anything is heard
+            silent = self._ring.next_step() if len(self._ring) else composer.written_step
+            self._clock.seek(silent - silent % BEAT_STEPS, time.monotonic())
+            if not len(self._ring):
+                return
+            self._begins = False
         enough = _BEATS_BEFORE_START * BEAT_STEPS
         if self.full or self.lookahead_steps(time.monotonic()) >= enough:
             self._waits_for_start = False

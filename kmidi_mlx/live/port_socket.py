@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, system_reason
 from kmidi_mlx.live.message_reader import MessageReader
 from kmidi_mlx.live.sinks import PortLostError
 
@@ -61,7 +61,7 @@ class SocketOutput:
             self._socket = socket.create_connection((host, port), _CONNECT_SECONDS)
         except OSError as error:
             raise KmidiError(
-                f"nothing can be reached at {self.name}: {error.strerror or error}; "
+                f"nothing can be reached at {self.name}: {system_reason(error).lower()}; "
                 "start the program that listens there first."
             ) from error
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -149,8 +149,8 @@ class SocketInput:
             self._listener = socket.create_server((host, port), family=family, backlog=4)
         except OSError as error:
             raise KmidiError(
-                f"socket:{_shown(host, port)} cannot be listened on: {error.strerror or error}; "
-                "choose another port."
+                f"socket:{_shown(host, port)} cannot be listened on: "
+                f"{system_reason(error).lower()}; choose another port."
             ) from error
         self._listener.setblocking(False)
         self.name = f"socket:{_shown(host, self._listener.getsockname()[1])}"

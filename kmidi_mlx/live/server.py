@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from kmidi_mlx import __version__
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, system_reason
 from kmidi_mlx.live import protocol
 from kmidi_mlx.live.broadcast import Broadcast
 from kmidi_mlx.live.commands import COMMANDS, STREAM_COMMANDS
@@ -182,7 +182,7 @@ class Server:
         try:
             listener = socket.create_server((host, self._wanted_port), backlog=128)
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
+            reason = system_reason(error).lower()
             raise KmidiError(
                 f"cannot listen on port {self._wanted_port} ({reason}); choose another, or 0 for "
                 "any that is free."
@@ -224,7 +224,7 @@ class Server:
         try:
             body = await _body(request)
             if command in STREAM_COMMANDS and command in COMMANDS:
-                return _error(400, f"{command} is for the WebSocket alone.")
+                return _error(400, f"{command} is for the WebSocket and --stdio alone.")
             arguments = protocol.parse_body(command, body)
             return JSONResponse(await self._broadcast.carry_out(command, arguments))
         except _TooLargeError:

@@ -20,7 +20,8 @@ def hurry(nice: int = ON_TIME) -> bool:
     """Have the calling thread, and those that it starts, run before others, if that is allowed.
 
     On macOS it becomes user-interactive, which also keeps it on the fast cores; on Linux its nice
-    value is lowered, which takes a right that desktop users seldom have.
+    value is lowered, which takes a right that desktop users seldom have, unless it was raised (as
+    by the program `nice`).
 
     Args:
         nice: on Linux.
@@ -32,6 +33,8 @@ def hurry(nice: int = ON_TIME) -> bool:
         if sys.platform == "darwin":
             library = ctypes.CDLL(None)
             return bool(library.pthread_set_qos_class_self_np(_USER_INTERACTIVE, 0) == 0)
+        if os.getpriority(os.PRIO_PROCESS, 0) > 0:
+            return False  # somebody wants it to stand back
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
         return True
     return False

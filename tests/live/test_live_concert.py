@@ -112,7 +112,7 @@ def test_it_plays_and_stop_leaves_silence_in_the_sound_too(
     wait_for(lambda: (b := reader.read(1.0)) is not None and np.abs(b.samples).max() < 4, 3.0)
     assert np.abs(reader.read(1.0).samples).max() < 4
     reader.close()
-    assert concert.plan()["notes"] == []
+    wait_for(lambda: concert.plan()["notes"] == [])
     assert concert.plan()["now_step"] == 0.0
 
 

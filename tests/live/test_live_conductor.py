@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from simulated_time import World
 
 from kmidi_mlx.live.clock import BAR_STEPS, BEAT_STEPS
+from kmidi_mlx.live.composer import Direction
+from kmidi_mlx.music.event_stream import EventStream
+from kmidi_mlx.music.events import TIME_SHIFT
 
 
 @pytest.fixture
@@ -38,6 +42,36 @@ def test_it_plays_ahead_and_in_time(world: World) -> None:
         world.tokens / (world.conductor._composer.written_step / 100),
         rel=0.5,  # type: ignore[union-attr]
     )
+
+
+def test_a_rest_at_the_beginning_is_not_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that begins with three seconds of silence is heard at once, on its grid of beats."""
+    rest, left = TIME_SHIFT + 99, [3]
+
+    def resting(direction: Direction) -> EventStream[Any]:
+        stream = world.make_stream(direction)
+        write = stream.next_event
+
+        def next_event() -> int:
+            if not left[0]:
+                return write()
+            left[0] -= 1
+            stream.feed([rest])
+            return rest
+
+        monkeypatch.setattr(stream, "next_event", next_event)
+        return stream
+
+    monkeypatch.setattr(world.conductor, "_make_stream", resting)
+    begun = world.now
+    world.play(3.0)
+    first = world.played.rows_since(0)[0][0]
+    assert 300 <= first < 400
+    heard = world.sinks[0].heard[0][0]
+    assert heard - begun < 1.0
+    assert world.clock.step_at(heard) == pytest.approx(first, abs=1.0)
 
 
 def test_stop_is_silence_and_play_begins_anew(world: World) -> None:

@@ -85,7 +85,9 @@ def test_mistakes_by_http(server: Server) -> None:
 
 
 def test_the_port_of_another_is_a_sentence(server: Server, stage: StageDouble) -> None:
-    with pytest.raises(KmidiError, match=rf"cannot listen on port {server.port} \(.*\); choose"):
+    with pytest.raises(
+        KmidiError, match=rf"cannot listen on port {server.port} \(address already in use\); choose"
+    ):
         Server(stage, port=server.port).start()
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from small_concert import GENERATOR, save_checkpoint, wait_for
 from stage_double import StageDouble
 
 from kmidi_mlx.live import stdio
-from kmidi_mlx.live.__main__ import _talk
+from kmidi_mlx.live.__main__ import HELLO_MODEL, _talk, _with_generator
 from kmidi_mlx.live.take import Take
+from kmidi_mlx.live_config import LiveConfig
 
 SMALL = [
     "--set", "cloud.points=200", "--set", "loop.frames_per_second=30",
@@ -286,6 +288,24 @@ def test_help_and_options_answer_without_weights(program: Callable[..., Program]
     assert "outputs" in out
 
 
+def test_without_a_model_the_small_one_plays_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usual = LiveConfig()
+    assert _with_generator(usual) == usual
+    HELLO_MODEL.mkdir(parents=True)
+    found = _with_generator(usual)
+    assert found.models.generator == str(HELLO_MODEL)
+    assert "small model in out/hello/model plays" in capsys.readouterr().err
+    # what is named is never replaced, what is there neither
+    named = replace(usual, models=replace(usual.models, generator="mine"))
+    assert _with_generator(named) == named
+    Path(usual.models.generator).mkdir(parents=True)
+    assert _with_generator(usual) == usual
+    assert capsys.readouterr().err == ""
+
+
 def test_who_is_told_to_stop_before_the_talk_begins_does_not_talk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -295,7 +315,7 @@ def test_who_is_told_to_stop_before_the_talk_begins_does_not_talk(
     stop = threading.Event()
     stop.set()
     try:
-        talk = threading.Thread(target=_talk, args=(StageDouble(), 1, "token", stop), daemon=True)
+        talk = threading.Thread(target=_talk, args=(StageDouble(), {}, stop), daemon=True)
         talk.start()
         talk.join(10.0)
         assert not talk.is_alive()
