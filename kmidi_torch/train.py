@@ -8,10 +8,11 @@ N processes that accumulate over A micro-batches do what one does that accumulat
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, WRONG_USE, interruptible, run
@@ -100,5 +101,14 @@ def _is_ours(out: Path) -> bool:
     return was_restarted() and lock.exists() and lock.read_text("utf-8") == launch_name()
 
 
+def _leave(status: int) -> NoReturn:
+    """End the process; threads that PyTorch keeps between processes may abort an ordinary end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(run(main))
+    _leave(run(main))
