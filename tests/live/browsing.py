@@ -6,7 +6,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,24 @@ ARTEFACTS = Path(
 )
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, started."""
+    playwright_api = pytest.importorskip(
+        "playwright.sync_api", reason="pip install 'kmidi-mlx[dev]'"
+    )
+    with playwright_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def faults() -> list[str]:
+    """What pages complained about so far."""
+    return []
 
 
 def watch(page: Any, faults: list[str]) -> None:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 pytest.importorskip("uvicorn", reason="pip install 'kmidi-mlx[live]'")
-playwright_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 pytest.importorskip("PIL.Image", reason="pip install pillow")
 
-from browsing import (  # noqa: E402
-    CHROMIUM,
-    FLAGS,
+from browsing import (
+    browser,
     drag_on_pad,
+    faults,
     keep_picture,
     look,
     needs_browser,
@@ -30,11 +30,13 @@ from browsing import (  # noqa: E402
     until,
     watch,
 )
-from live_client import LiveClient  # noqa: E402
-from live_program import TOKEN, MidiAccount, Program, status_of  # noqa: E402
-from small_concert import GENERATOR, SPECTOCLOUD, save_checkpoint  # noqa: E402
+from live_client import LiveClient
+from live_program import TOKEN, MidiAccount, Program, status_of
+from small_concert import GENERATOR, SPECTOCLOUD, save_checkpoint
 
 pytestmark = needs_browser
+
+__all__ = ["browser", "faults"]
 
 DESKTOP = {"width": 1000, "height": 640}
 # so long a context takes seconds to warm up, in which a page shows that it does
@@ -85,20 +87,6 @@ def program(tmp_path_factory: pytest.TempPathFactory, account: MidiAccount) -> I
     started.start()
     yield started
     started.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def faults() -> list[str]:
-    """What pages complained about so far."""
-    return []
 
 
 @pytest.fixture(scope="module")

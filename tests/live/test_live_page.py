@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 pytest.importorskip("uvicorn", reason="pip install 'kmidi-mlx[live]'")
-playwright_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
-from browsing import (  # noqa: E402
-    CHROMIUM,
-    FLAGS,
+from browsing import (
+    browser,
     drag_on_pad,
+    faults,
     keep_picture,
     look,
     needs_browser,
@@ -24,13 +24,15 @@ from browsing import (  # noqa: E402
     until,
     watch,
 )
-from stage_double import PlayingDouble  # noqa: E402
+from stage_double import PlayingDouble
 
-from kmidi_mlx.live import server as server_module  # noqa: E402
-from kmidi_mlx.live.server import Server  # noqa: E402
+from kmidi_mlx.live import server as server_module
+from kmidi_mlx.live.server import Server
 
 WEB = Path(server_module.__file__).parent / "web"
 TOKEN = "a-token-for-the-page"
+__all__ = ["browser", "faults"]
+
 DESKTOP = {"width": 1000, "height": 640}
 
 
@@ -50,20 +52,6 @@ def server(stage: PlayingDouble) -> Iterator[Server]:
     serving.start()
     yield serving
     serving.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def faults() -> list[str]:
-    """What the page complained about so far."""
-    return []
 
 
 @pytest.fixture(scope="module")

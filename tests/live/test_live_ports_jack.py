@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from port_ears import OFF, ON, Ear, wait_for
 
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.live.clock import SongClock
@@ -26,28 +27,6 @@ pytestmark = pytest.mark.skipif(
     shutil.which("jackd") is None or shutil.which("jack_connect") is None,
     reason="apt-get install --no-install-recommends jackd2",
 )
-
-ON, OFF = b"\x90\x3c\x50", b"\x80\x3c\x00"
-
-
-class Ear:
-    def __init__(self) -> None:
-        self.heard: list[tuple[bytes, float]] = []
-        self.lost: list[Exception] = []
-
-    def hear(self, message: bytes, moment: float) -> None:
-        self.heard.append((message, moment))
-
-    @property
-    def messages(self) -> list[bytes]:
-        return [message for message, _ in self.heard]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def jack(program: str, *arguments: str) -> list[str]:
