@@ -36,6 +36,9 @@ _MOST_REPLANNING = 1 / 3
 _SPARE_SECONDS = 0.03
 # Tokens until something new is in the plan: its loudness, a note or two.
 _TOKENS_TO_A_NOTE = 4
+# Who writes at less than this share of the time is far ahead again at once; whoever needs all of
+# the second share keeps a beat more of what is planned, for a dense passage may come.
+_EASY, _HARD = 0.3, 0.6
 _SMOOTHING = 0.1
 # Places in the ring that are kept free: ends of notes come all at once.
 _SPARE_PLACES = 8
@@ -133,18 +136,22 @@ class Conductor:
             return math.inf
         return self._composer.written_step - self._clock.step_at(now)
 
-    def obey(self, settings: Settings, transport: str, guidance: bool = True) -> None:
+    def obey(
+        self, settings: Settings, transport: str, guidance: bool = True, pace: float = 1.0
+    ) -> None:
         """Do what is wanted now, if it is not done already.
 
         Args:
             settings: in force.
             transport: `playing`, `paused` or `stopped`.
             guidance: False: the machine is too slow for it.
+            pace: share of the tempo that the machine can follow.
 
         More notes together than half of the plan has places for are not asked for.
         """
-        if settings.music.tempo != self._clock.tempo:
-            self._clock.set_tempo(settings.music.tempo, time.monotonic())
+        tempo = pace * settings.music.tempo
+        if tempo != self._clock.tempo:
+            self._clock.set_tempo(tempo, time.monotonic())
             self._player.wake()
         sampling = settings.sampling
         if sampling.max_polyphony > self._most_polyphony:
@@ -306,6 +313,12 @@ class Conductor:
         first_note = _TOKENS_TO_A_NOTE * self._token_seconds
         return self._player.lead_seconds + first_note + _SPARE_SECONDS
 
+    @property
+    def _kept_beats(self) -> float:
+        """Beats that a change leaves as planned, where writing takes much of the time."""
+        load = self.tokens_per_second * self._token_seconds
+        return min(1.0, max(0.0, (load - _EASY) / (_HARD - _EASY)))
+
     def _replan(self, direction: Direction) -> None:
         composer = self._composer
         assert composer is not None
@@ -314,6 +327,7 @@ class Conductor:
         before = self._direction.sampling.guidance_scale
         if before == 1.0 != direction.sampling.guidance_scale:
             margin += self.guidance_seconds
+        margin += self._clock.seconds_of(self._kept_beats * BEAT_STEPS)
         step = self._free_from(margin, BEAT_STEPS)
         if direction.mode != self._direction.mode:
             self._to_answer = False

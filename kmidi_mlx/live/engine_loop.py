@@ -315,7 +315,7 @@ class EngineLoop(threading.Thread):
         settings = self._session.settings
         quality = self._control.quality
         self._guided = quality.guidance and settings.sampling.guidance_scale != 1.0
-        conductor.obey(settings, self._session.transport, quality.guidance)
+        conductor.obey(settings, self._session.transport, quality.guidance, quality.pace)
         token = self._costs.guided_seconds if self._guided else self._costs.plain_seconds
         conductor.write(BEAT_STEPS, begun + _LONGEST_WRITING)
         budget = max(self._config.loop.generator_ms / 1e3, 4 * token)
@@ -421,7 +421,7 @@ class EngineLoop(threading.Thread):
         if now - self._controlled < _CONTROL_SECONDS:
             return
         self._controlled = now
-        self._costs.tokens_per_second = conductor.tokens_per_second
+        self._costs.tokens_per_second = conductor.tokens_per_second / self._control.quality.pace
         short = now - self._enough_since > _SHORT_GRACE_SECONDS
         if self._control.update(now, self._costs, self._wishes(settings), short):
             self._stats.quality(self._control.level, self._control.quality.text)

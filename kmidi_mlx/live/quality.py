@@ -2,8 +2,9 @@
 
 First clouds become fewer (the page moves smoothly between them), then they have fewer points; where
 the network may be replaced, the engine that taught it then draws instead, which costs a tenth; then
-guidance is left out, at last the music is written farther ahead. The step that is needed follows
-from what the pieces of work were measured to cost; a step back up waits until it is sure to hold.
+guidance is left out, then the music is written farther ahead, and at last it is played slower. The
+step that is needed follows from what the pieces of work were measured to cost; a step back up waits
+until it is sure to hold.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Quality:
         network: whether the network draws, if it is asked for.
         guidance: whether guidance is used where it is asked for.
         lookahead: factor on how far ahead the music is written.
+        pace: factor on the tempo.
         text: what gives way, for people.
     """
 
@@ -44,6 +46,7 @@ class Quality:
     network: bool = True
     guidance: bool = True
     lookahead: float = 1.0
+    pace: float = 1.0
     text: str = "everything"
 
 
@@ -62,8 +65,10 @@ LADDER = (
     *_FEWER_CLOUDS,
     Quality(6, 200, text=_SMALL),
     Quality(6, 200, guidance=False, text=f"{_SMALL}, no guidance"),
-    Quality(12, 200, True, False, 1.5, "5 clouds a second, no guidance, music farther ahead"),
-    Quality(30, 200, True, False, 2.0, "2 clouds a second, no guidance, music far ahead"),
+    Quality(12, 200, True, False, 1.5, 1.0, "5 clouds a second, no guidance, music farther ahead"),
+    Quality(30, 200, True, False, 2.0, 1.0, "2 clouds a second, no guidance, music far ahead"),
+    Quality(30, 200, True, False, 2.0, 0.85, "2 clouds a second, no guidance, 85 % of the tempo"),
+    Quality(30, 200, True, False, 2.0, 0.7, "2 clouds a second, no guidance, 70 % of the tempo"),
 )
 _ENGINE = "the engine draws instead of the network"
 #: All steps where the engine may draw instead of the network.
@@ -72,8 +77,10 @@ REPLACING_LADDER = (
     Quality(2, 1200, False, text=f"{_ENGINE}, every 2nd frame"),
     Quality(4, 600, False, text=f"{_ENGINE}, every 4th frame, 600 points"),
     Quality(4, 600, False, False, text=f"{_ENGINE}, every 4th frame, 600 points, no guidance"),
-    Quality(12, 200, False, False, 1.5, f"{_ENGINE}, 5 times a second, music farther ahead"),
-    Quality(30, 200, False, False, 2.0, f"{_ENGINE}, 2 times a second, music far ahead"),
+    Quality(12, 200, False, False, 1.5, 1.0, f"{_ENGINE}, 5 times a second, music farther ahead"),
+    Quality(30, 200, False, False, 2.0, 1.0, f"{_ENGINE}, 2 times a second, music far ahead"),
+    Quality(30, 200, False, False, 2.0, 0.85, f"{_ENGINE}, 2 times a second, 85 % of the tempo"),
+    Quality(30, 200, False, False, 2.0, 0.7, f"{_ENGINE}, 2 times a second, 70 % of the tempo"),
 )
 
 
@@ -109,7 +116,7 @@ class Costs:
         cloud_seconds: seconds of a cloud by points; of the network (True) and the engine (False).
         plain_seconds: seconds of a token without guidance.
         guided_seconds: seconds of a token with guidance.
-        tokens_per_second: tokens that a second of music takes at its tempo.
+        tokens_per_second: tokens that a second of music takes at the tempo that is asked for.
         frame_seconds: what a frame costs besides.
     """
 
@@ -122,7 +129,8 @@ class Costs:
     def music_load(self, quality: Quality, wishes: Wishes) -> float:
         """Share of the time that writing takes at a step of the ladder."""
         guided = wishes.guided and quality.guidance
-        return self.tokens_per_second * (self.guided_seconds if guided else self.plain_seconds)
+        token = self.guided_seconds if guided else self.plain_seconds
+        return quality.pace * self.tokens_per_second * token
 
     def cloud_load(self, quality: Quality, wishes: Wishes, frames_per_second: int) -> float:
         """Share of the time that drawing takes at a step of the ladder.

@@ -110,6 +110,7 @@ class World:
         self.settings = Settings()
         self.transport = "stopped"
         self.guidance = True
+        self.pace = 1.0
 
     def monotonic(self) -> float:
         return self.now
@@ -145,7 +146,7 @@ class World:
         """What the engine does in a frame."""
         begun = self.now
         self.pass_keys()
-        self.conductor.obey(self.settings, self.transport, self.guidance)
+        self.conductor.obey(self.settings, self.transport, self.guidance, self.pace)
         self.conductor.write(BEAT_STEPS, begun + 0.25)
         self.conductor.write(BAR_STEPS, begun + max(0.005, 4 * self.token_seconds))
         self.conductor.write(2 * BAR_STEPS, begun + FRAME - self.token_seconds)

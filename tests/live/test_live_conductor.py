@@ -262,6 +262,36 @@ def test_guidance_that_is_too_slow_is_left_out(world: World) -> None:
     assert world.conductor._direction.sampling.guidance_scale == 2.0
 
 
+def test_who_hardly_keeps_up_keeps_a_beat_of_what_is_planned(world: World) -> None:
+    world.play(6.0)
+    for load, kept in ((0.1, 0), (0.65, BEAT_STEPS)):
+        world.token_seconds = load / world.conductor.tokens_per_second
+        world.run(3.0)
+        for turn in range(6):
+            world.run(1.37)
+            step = world.clock.step_at(world.now)
+            world.change("music", valence=0.9 if turn % 2 else -0.9)
+            world.cuts.clear()
+            world.frame()
+            (cut,) = world.cuts
+            assert cut - step > kept
+            # and a change is heard within a bar
+            assert cut - step <= kept + 1.7 * BEAT_STEPS
+    assert world.underruns == 0
+
+
+def test_a_machine_that_cannot_follow_the_tempo_plays_slower(world: World) -> None:
+    world.play(3.0)
+    replans = world.conductor.replans
+    for pace in (0.7, 1.0):
+        world.pace = pace
+        world.frame()
+        step = world.clock.step_at(world.now)
+        world.run(1.0)
+        assert world.clock.step_at(world.now) - step == pytest.approx(100.0 * pace, abs=3.0)
+    assert world.conductor.replans == replans
+
+
 def test_a_duet_answers_after_a_pause_and_listens_again(world: World) -> None:
     world.change("music", mode="duet")
     world.play(1.0)

@@ -92,9 +92,10 @@ class Storm(RuleBasedStateMachine):
         self.world.player.silence()
         assert all(not sink.sounding for sink in self.world.sinks)
 
-    @rule(guidance=st.booleans())
-    def quality(self, guidance: bool) -> None:
+    @rule(guidance=st.booleans(), pace=st.sampled_from([1.0, 0.85, 0.7]))
+    def quality(self, guidance: bool, pace: float) -> None:
         self.world.guidance = guidance
+        self.world.pace = pace
 
     @invariant()
     def the_ledger_is_true(self) -> None:
@@ -117,6 +118,7 @@ class Storm(RuleBasedStateMachine):
         assert [len(sink.heard) for sink in world.sinks] == counts
         # whatever happened before, it plays when it is told to
         world.token_seconds = 0.0
+        world.pace = 1.0
         world.change("music", mode="compose", tempo=120.0)
         world.change("sampling", lowest_pitch=21, highest_pitch=108, max_polyphony=16,
                      max_note_seconds=8.0, max_rest_seconds=4.0, temperature=1.0)  # fmt: skip
