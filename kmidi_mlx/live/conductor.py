@@ -36,9 +36,9 @@ _MOST_REPLANNING = 1 / 3
 _SPARE_SECONDS = 0.03
 # Tokens until something new is in the plan: its loudness, a note or two.
 _TOKENS_TO_A_NOTE = 4
-# Who writes at less than this share of the time is far ahead again at once; whoever needs all of
-# the second share keeps a beat more of what is planned, for a dense passage may come.
-_EASY, _HARD = 0.3, 0.6
+# Who writes at less than this share of the time is far ahead again at once; whoever needs almost
+# all of it keeps so many beats more of what is planned, for a dense passage may come.
+_EASY, _HARD, _MOST_KEPT = 0.3, 0.9, 2.0
 _SMOOTHING = 0.1
 # Places in the ring that are kept free: ends of notes come all at once.
 _SPARE_PLACES = 8
@@ -317,7 +317,7 @@ class Conductor:
     def _kept_beats(self) -> float:
         """Beats that a change leaves as planned, where writing takes much of the time."""
         load = self.tokens_per_second * self._token_seconds
-        return min(1.0, max(0.0, (load - _EASY) / (_HARD - _EASY)))
+        return _MOST_KEPT * min(1.0, max(0.0, (load - _EASY) / (_HARD - _EASY)))
 
     def _replan(self, direction: Direction) -> None:
         composer = self._composer

@@ -262,7 +262,7 @@ def test_guidance_that_is_too_slow_is_left_out(world: World) -> None:
     assert world.conductor._direction.sampling.guidance_scale == 2.0
 
 
-def test_who_hardly_keeps_up_keeps_a_beat_of_what_is_planned(world: World) -> None:
+def test_who_hardly_keeps_up_keeps_beats_of_what_is_planned(world: World) -> None:
     world.play(6.0)
     for load, kept in ((0.1, 0), (0.65, BEAT_STEPS)):
         world.token_seconds = load / world.conductor.tokens_per_second
@@ -276,7 +276,7 @@ def test_who_hardly_keeps_up_keeps_a_beat_of_what_is_planned(world: World) -> No
             (cut,) = world.cuts
             assert cut - step > kept
             # and a change is heard within a bar
-            assert cut - step <= kept + 1.7 * BEAT_STEPS
+            assert cut - step <= BAR_STEPS
     assert world.underruns == 0
 
 
