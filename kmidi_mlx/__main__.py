@@ -17,6 +17,7 @@ COMMANDS = {
     "hello": "the whole way once, small: prepare, train a minute, write a piece",
     "prepare": "turn music into a data set",
     "train": "train a model on a data set",
+    "finetune": "teach a trained model your own music",
     "live": "play and draw in real time, steered by feeling",
     "generate": "write piano music for an emotion",
     "picture": "show a song as a cloud of light: a picture or a film",

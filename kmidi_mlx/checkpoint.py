@@ -6,6 +6,8 @@
     last/state.safetensors weights, averages, optimiser state; counters in its metadata
     metrics.jsonl          one line per log step and evaluation
     samples/               what the model wrote at evaluations
+    adapters/NAME/         what fine-tuning learnt: adapter_config.yaml, adapter.safetensors in the
+                           places of config.yaml and best.safetensors
 
 Every file is written under a temporary name, flushed and renamed, so a crash or a full disk leaves
 the old file or the new one.
@@ -21,7 +23,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -40,8 +42,24 @@ BEST_TORCH = "best.pt"
 LAST = "last/state.safetensors"
 METRICS = "metrics.jsonl"
 CONFIG = "config.yaml"
+ADAPTERS = "adapters"
+ADAPTER = "adapter.safetensors"
+ADAPTER_CONFIG = "adapter_config.yaml"
 SAMPLES = "samples"
 LOCK = ".lock"
+
+
+class Names(NamedTuple):
+    """What a folder's weights to use and their configuration are called."""
+
+    weights: str
+    config: str
+
+
+def names_of(adapts: bool) -> Names:
+    """Return the names of a run that trains adapters, or a whole model."""
+    return Names(ADAPTER, ADAPTER_CONFIG) if adapts else Names(BEST, CONFIG)
+
 
 # what Rust adds to the system's own words
 _OS_ERROR = re.compile(r" \(os error \d+\)")

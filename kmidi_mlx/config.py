@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kmidi_mlx.adapter_config import AdapterConfig
 from kmidi_mlx.config_section import ConfigError, Section, option
 from kmidi_mlx.emotion import LABELS
 
@@ -108,9 +109,13 @@ class OptimizerConfig(Section):
     weight_decay: float = option(0.1, "decoupled decay of matrices", low=0.0, high=10.0)
     clip_norm: float = option(1.0, "largest global gradient norm", low=1e-6)
     warmup_steps: int = option(500, "steps of linear warm-up", low=0)
+    warmup_epochs: float = option(
+        0.0, "epochs of linear warm-up, instead of warmup_steps; 0: those", low=0.0
+    )
     final_lr_fraction: float = option(
         0.1, "learning rate at the end as a share of the peak (cosine)", low=0.0, high=1.0
     )
+    restarts: int = option(0, "times that the cosine begins at the peak again", low=0, high=100)
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class TrainingConfig(Section):
     label_smoothing: float = option(0.0, "share of probability spread evenly", low=0.0, high=0.5)
     ema_decay: float = option(0.0, "decay of the averaged weights; 0: off", low=0.0, high=0.999999)
     eval_every: int = option(500, "steps between evaluations", low=1)
+    eval_epochs: int = option(0, "epochs between evaluations; 0: eval_every", low=0)
     eval_batches: int = option(20, "validation batches per evaluation", low=1)
     sample_seconds: float = option(
         20.0,
@@ -137,7 +143,9 @@ class TrainingConfig(Section):
         high=3600.0,
     )
     patience: int = option(10, "evaluations without progress before stopping; 0: never", low=0)
+    min_epochs: int = option(0, "epochs before patience may stop a run", low=0)
     save_every: int = option(500, "steps between resumable saves", low=1)
+    save_epochs: int = option(0, "epochs between resumable saves; 0: save_every", low=0)
     log_every: int = option(10, "steps between log lines", low=1)
     max_bad_steps: int = option(10, "NaN/Inf steps in a row before stopping", low=1)
     memory_gb: float = option(0.0, "memory a run may take; 0: what the machine has", low=0.0)
@@ -332,6 +340,7 @@ class RunConfig(Section):
     data: Section = field(default_factory=Section)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
     def __post_init__(self) -> None:
         """Check what one section cannot check alone; sections have checked themselves."""

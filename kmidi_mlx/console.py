@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-__all__ = ["Progress"]
+__all__ = ["in_words", "Progress"]
 
 _LIVE_INTERVAL_SECONDS = 0.125
 _RATE_WINDOW_SECONDS = 60.0
@@ -168,6 +168,15 @@ class Progress:
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
+
+
+def in_words(seconds: float) -> str:
+    """Return how long something takes, roughly: `40 seconds`, `25 minutes`, `3.2 hours`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} second{'s' if round(seconds) > 1 else ''}"
+    if seconds < 90 * 60:
+        return f"{round(seconds / 60)} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def _field(name: str, value: Field) -> str:

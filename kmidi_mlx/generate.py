@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx import emotion as emotions
+from kmidi_mlx.adapter_file import Adapter, add_adapter_argument, open_adapters
 from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.command import CommandParser, make_room, run
 from kmidi_mlx.config import MidiGeneratorConfig, SamplingConfig
@@ -31,9 +32,10 @@ LONGEST_SECONDS = 3600.0
 
 
 class Engine(NamedTuple):
-    """What opens a checkpoint in a framework and what writes with the model in it."""
+    """What opens a checkpoint in a framework, adapts its model, and writes with it."""
 
     load_generator: Callable[[Path], Loaded[Any, MidiGeneratorConfig]]
+    adapt: Callable[[Any, Sequence[tuple[Adapter, float]]], None]
     generate: Callable[..., NDArray[np.uint16]]
 
 
@@ -44,9 +46,10 @@ def main(argv: list[str]) -> int:
 
 def _mlx() -> Engine:
     from kmidi_mlx.generation.generator import generate
+    from kmidi_mlx.models.adapters import adapt
     from kmidi_mlx.models.loading import load_generator
 
-    return Engine(load_generator, generate)
+    return Engine(load_generator, adapt, generate)
 
 
 def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
@@ -82,8 +85,10 @@ def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
 
     play = _player(args.soundfont) if args.wav is not None else None
 
-    load_generator, generate = engine()
+    load_generator, adapt, generate = engine()
     loaded = load_generator(args.checkpoint)
+    adapters = open_adapters(args.adapters, loaded.path.parent, MidiGeneratorConfig.name)
+    adapt(loaded.model, adapters)
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     sampling = _sampling(loaded.config.sampling, args)
@@ -120,6 +125,7 @@ def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
         "arousal": emotion.arousal if emotion else None,
         "seed": args.seed,
         "checkpoint": str(loaded.path),
+        "adapters": {adapter.name: scale for adapter, scale in adapters},
         "changes": [
             {"seconds": time, "valence": then.valence, "arousal": then.arousal}
             for time, then in changes
@@ -187,6 +193,7 @@ def command_parser(prog: str) -> CommandParser:
         metavar="DIR",
         help=f"trained model (default: {DEFAULT_CHECKPOINT})",
     )
+    add_adapter_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     sampling = parser.add_argument_group("sampling (default: what the model was trained with)")
     for item in dataclasses.fields(SamplingConfig):

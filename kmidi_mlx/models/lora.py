@@ -75,14 +75,14 @@ class LoRALinear(nn.Module):
         Raises:
             KmidiError: if rank or parts do not suit the layer.
         """
-        outputs, inputs = _plain_weight(linear).shape
+        outputs, inputs = plain_weight(linear).shape
         drawn = first_inward(inputs, outputs, rank, parts, rng)
         return cls(linear, mx.array(drawn), alpha, dropout, parts)
 
     @property
     def weight(self) -> mx.array:
         """Weight `(outputs, inputs)` of the plain layer that computes the same."""
-        return self._adapted().astype(_plain_weight(self.base).dtype)
+        return self._adapted().astype(plain_weight(self.base).dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`(..., inputs)` to `(..., outputs)`."""
@@ -92,6 +92,10 @@ class LoRALinear(nn.Module):
     def draw_dropout(self, rng: np.random.Generator) -> None:
         """Draw the inputs that are dropped, at all positions, until drawn again."""
         self._keep = mx.array(keep_factors(len(self.lora_a), self.dropout, rng))
+
+    def change(self) -> mx.array:
+        """What the adapter adds to the layer's weight, `(outputs, inputs)`."""
+        return self._adapted() - plain_weight(self.base).astype(self.lora_a.dtype)
 
     def fuse(self) -> nn.Linear:
         """Return a plain layer that computes the same."""
@@ -122,7 +126,7 @@ class LoRALinear(nn.Module):
     def _adapted(self) -> mx.array:
         """The layer's weight and what is added to it."""
         delta = self.scale * self.lora_a @ self._outward()
-        return _plain_weight(self.base).astype(delta.dtype) + delta.T
+        return plain_weight(self.base).astype(delta.dtype) + delta.T
 
 
 class DoRALinear(LoRALinear):
@@ -142,13 +146,18 @@ class DoRALinear(LoRALinear):
     def weight(self) -> mx.array:
         """Weight `(outputs, inputs)` of the plain layer that computes the same."""
         adapted = self._gain()[:, None] * self._adapted()
-        return adapted.astype(_plain_weight(self.base).dtype)
+        return adapted.astype(plain_weight(self.base).dtype)
 
     def __call__(self, x: mx.array) -> mx.array:
         """`(..., inputs)` to `(..., outputs)`."""
         y = self.base(x)
         bias = self.base.bias if "bias" in self.base else mx.zeros((1,), y.dtype)
         return (self._gain() * (y - bias + self._delta(x))).astype(y.dtype) + bias
+
+    def change(self) -> mx.array:
+        """What the adapter adds to the layer's weight, `(outputs, inputs)`."""
+        adapted = self._gain()[:, None] * self._adapted()
+        return adapted - plain_weight(self.base).astype(adapted.dtype)
 
     def _lengths(self) -> mx.array:
         """Length of every row of the sum, `(outputs,)`."""
@@ -168,6 +177,8 @@ class DoRALinear(LoRALinear):
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}
+#: Names of the arrays of an adapter that are trained.
+LEARNT = ("lora_a", "lora_b", "magnitude")
 
 
 def attach(
@@ -214,7 +225,7 @@ def attach(
     }
     model.freeze()
     for name, adapter in made.items():
-        _replace(model, name, adapter.train(model.training))
+        replace_module(model, name, adapter.train(model.training))
         adapter.unfreeze(recurse=False)
     return sorted(name for name, _ in tree_flatten(model.trainable_parameters()))
 
@@ -237,14 +248,14 @@ def draw_dropout(model: nn.Module, rng: np.random.Generator) -> None:
 def detach(model: nn.Module) -> None:
     """Take all adapters off again; everything is trained as before."""
     for name, adapter in adapters(model).items():
-        _replace(model, name, adapter.base)
+        replace_module(model, name, adapter.base)
     _train_all(model)
 
 
 def fuse_all(model: nn.Module) -> None:
     """Replace all adapted layers by plain ones that compute the same; everything is trained."""
     for name, adapter in adapters(model).items():
-        _replace(model, name, adapter.fuse())
+        replace_module(model, name, adapter.fuse())
     _train_all(model)
 
 
@@ -282,12 +293,11 @@ def _train_all(model: nn.Module) -> None:
 
 def _own(adapter: LoRALinear) -> dict[str, mx.array]:
     """Return the arrays of an adapter that are trained."""
-    names = ("lora_a", "lora_b", "magnitude")
-    return {name: adapter[name] for name in names if name in adapter}
+    return {name: adapter[name] for name in LEARNT if name in adapter}
 
 
-def _plain_weight(linear: nn.Module) -> mx.array:
-    """Weight `(outputs, inputs)` of a layer, quantised or not."""
+def plain_weight(linear: nn.Module) -> mx.array:
+    """Return the weight `(outputs, inputs)` of a layer, quantised or not."""
     if isinstance(linear, nn.QuantizedLinear):
         return mx.dequantize(
             linear.weight,
@@ -300,8 +310,8 @@ def _plain_weight(linear: nn.Module) -> mx.array:
     return linear.weight
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another, by its name in the model."""
     place = model
     *path, last = name.split(".")
     for part in path:

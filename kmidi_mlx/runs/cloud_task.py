@@ -15,7 +15,7 @@ from kmidi_mlx.data.cloud_batches import CloudBatches
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.task import HostTask, Numbers
+from kmidi_mlx.runs.task import Batches, HostTask, Numbers
 from kmidi_mlx.spectocloud.picture import draw, write_png
 
 _SAMPLE_SIZE = (640, 480)
@@ -65,14 +65,22 @@ class HostCloudTask(HostTask):
     def drawn(self, batch: Any) -> NDArray[np.float32]:
         """Clouds `(batch, points, 10)` that the model draws as it stands."""
 
-    def evaluate(self) -> Numbers:
-        """Loss and Chamfer distance per cloud on held-out songs."""
-        loss, chamfer, clouds = self.held_out_totals()
+    def batches_of(self, path: Path) -> CloudBatches:
+        """Held-out clouds of other prepared songs."""
+        training, reader = self.config.training, CloudReader(path)
+        if not len(reader.split("val")):
+            raise KmidiError(f"{path} has no clouds in 'val'; {ADVICE['val']}.")
+        return CloudBatches(
+            reader, "val", training.batch_size, training.seed, self.config.data.points
+        )
+
+    def evaluate(self, held_out: Batches | None = None) -> Numbers:
+        """Loss and Chamfer distance per cloud on held-out songs, others if they are given."""
+        loss, chamfer, clouds = self.held_out_totals(held_out)
         return {"val_loss": float(loss / clouds), "val_chamfer": float(chamfer / clouds)}
 
-    def write_sample(self, folder: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int, turn: int) -> None:
         """Draw a held-out frame, the teacher's cloud left and the network's right."""
-        turn = step // self.config.training.eval_every
         batch = self.held_out.batch(turn % self.held_out.steps_per_epoch())
         first_pair = {
             name: value[:2] if name != "point_indices" else value

@@ -192,7 +192,7 @@ class HostEmotionTask(HostTask):
             self.metadata["temperature"] = fit_temperature(found.logits[known], truth[known])
         return measures
 
-    def write_sample(self, folder: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int, turn: int) -> None:
         """Do nothing: a recogniser makes nothing to look at or listen to."""
 
 

@@ -15,7 +15,7 @@ from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.music.events import decode
 from kmidi_mlx.music.midi_file import write_midi
 from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.task import HostTask, Numbers
+from kmidi_mlx.runs.task import Batches, HostTask, Numbers
 
 # one sample emotion per quadrant, in turn
 SAMPLE_EMOTIONS = ((0.7, 0.6), (-0.6, 0.7), (-0.7, -0.5), (0.6, -0.6))
@@ -59,16 +59,23 @@ class HostMidiTask(HostTask):
     def sample(self, seconds: float, seed: int, emotion: Emotion) -> NDArray[Any]:
         """Event ids `(n,)` of a piece that the model writes as it stands."""
 
-    def evaluate(self) -> Numbers:
-        """Nats per event on held-out windows."""
-        loss, events = self.held_out_totals()
+    def batches_of(self, path: Path) -> MidiBatches:
+        """Held-out windows of other prepared music."""
+        training = self.config.training
+        reader = ShardReader(path)
+        return MidiBatches(
+            reader, "val", self.config.data, training.batch_size, training.seed, augment=False
+        )
+
+    def evaluate(self, held_out: Batches | None = None) -> Numbers:
+        """Nats per event on held-out windows, of other music if it is given."""
+        loss, events = self.held_out_totals(held_out)
         return {"val_loss": float(loss / events)}
 
-    def write_sample(self, folder: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int, turn: int) -> None:
         """Write a piece under one of four emotions, in turn by evaluation."""
         training = self.config.training
-        turn = step // training.eval_every % len(SAMPLE_EMOTIONS)
-        emotion = Emotion.of(*SAMPLE_EMOTIONS[turn])
+        emotion = Emotion.of(*SAMPLE_EMOTIONS[turn % len(SAMPLE_EMOTIONS)])
         ids = self.sample(training.sample_seconds, step, emotion)
         folder.mkdir(parents=True, exist_ok=True)
         write_midi(decode(ids), folder / f"step-{step:06d}.mid")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kmidi_mlx import checkpoint
@@ -10,8 +10,10 @@ from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import RunConfig
 from kmidi_mlx.config_file import save_config
 from kmidi_mlx.runs.processes import ALONE, Processes
+from kmidi_mlx.runs.schedule import pace_of
 from kmidi_mlx.runs.task import Step, Task
 from kmidi_mlx.runs.tracker import JsonLinesTracker
+from kmidi_mlx.runs.trackers import open_trackers, where_to_look
 from kmidi_mlx.runs.trainer import Outcome, Trainer
 
 Announce = Callable[[str], None]
@@ -26,6 +28,7 @@ def run_task(
     announcement: str,
     announce: Announce,
     processes: Processes = ALONE,
+    trackers: Sequence[str] = (),
 ) -> Outcome:
     """Train a task into a checkpoint folder, which the caller holds.
 
@@ -38,6 +41,7 @@ def run_task(
         announcement: what is going to be trained.
         announce: called with the announcement.
         processes: that train together.
+        trackers: names, as `check_trackers` returned them; JSON lines are always written.
 
     Raises:
         KmidiError: when the save cannot be used, or training diverges.
@@ -47,9 +51,12 @@ def run_task(
     trainer = Trainer(task, step, folder, resume, processes)
     if processes.leads:
         announce(announcement)
-        save_config(config, folder / checkpoint.CONFIG)
+        save_config(config, folder / checkpoint.names_of(config.adapter.adapts).config)
         resume_step = trainer.progression.step if resume else None
         trainer.trackers.append(JsonLinesTracker(folder / checkpoint.METRICS, resume_step))
+        trainer.trackers += open_trackers(trackers, folder, config.name)
+        if trackers:
+            announce(where_to_look(trackers, folder, config.name))
     return trainer.train(interruption)
 
 
@@ -72,8 +79,8 @@ def describe_run(
     )
     if on_cpu and config.training.precision != "fp32":
         line += "\nhint: half precision is slow on a CPU; add --set training.precision=fp32"
-    steps = min(config.training.max_steps, config.training.epochs * steps_per_epoch)
-    warmup = config.optimizer.warmup_steps
+    pace = pace_of(config, steps_per_epoch)
+    steps, warmup = pace.total_steps, pace.optimizer.warmup_steps
     if warmup > steps // 2:
         line += (
             f"\nhint: this run has {steps} steps and warms up for {warmup} of them; with so little "

@@ -18,6 +18,9 @@ from kmidi_mlx.torch_file import Arrays
 
 Numbers = dict[str, float]
 
+# tells the draws of dropout from others of the same seed
+_DROPOUT = 0xD0
+
 
 class Task(Protocol):
     """What is trained: its data, how it is judged and what it makes.
@@ -37,11 +40,20 @@ class Task(Protocol):
     def stream(self, first: int) -> AbstractContextManager[Iterator[Any]]:
         """Micro-batches `first`, `first + 1`, ... as a pure function of their index."""
 
+    def before_step(self, step: int) -> None:
+        """Make ready for an optimiser step; what is drawn depends on its number alone."""
+
     def evaluate(self) -> Numbers:
         """Judge the model as it stands; `val_loss` decides what is best."""
 
-    def write_sample(self, folder: Path, step: int) -> None:
-        """Write something the model makes as it stands, named after the step."""
+    def write_sample(self, folder: Path, step: int, turn: int) -> None:
+        """Write something the model makes as it stands, named after the step.
+
+        Args:
+            folder: made when missing.
+            step: of the run.
+            turn: number of the evaluation, from 0; what is asked for may vary with it.
+        """
 
 
 class Step(Protocol):
@@ -129,6 +141,8 @@ class HostTask(ABC):
         self._depth = depth
         self._eval_batches = config.training.eval_batches
         self._processes = processes
+        self._adapter = config.adapter
+        self._seed = config.training.seed
 
     @contextmanager
     def stream(self, first: int) -> Iterator[Iterator[Any]]:
@@ -140,6 +154,11 @@ class HostTask(ABC):
         with Prefetcher(make, first, self._depth) as staged:
             yield map(self.to_device, staged)
 
+    def before_step(self, step: int) -> None:
+        """Draw which inputs the adapters drop in a step, where there are adapters."""
+        if self._adapter.adapts and self._adapter.dropout:
+            self.draw_dropout(np.random.default_rng([self._seed, _DROPOUT, step]))
+
     def stage(self, batch: Any) -> Any:
         """Make a batch ready for `to_device`, in the thread that made it."""
         return {name: getattr(batch, name) for name in self.names}
@@ -149,6 +168,10 @@ class HostTask(ABC):
         """Hand what `stage` returned to the framework: arrays by name."""
 
     @abstractmethod
+    def draw_dropout(self, rng: np.random.Generator) -> None:
+        """Draw which inputs the adapters of the model drop."""
+
+    @abstractmethod
     def loss_sum(self, model: Any, batch: Any) -> tuple[Any, Any]:
         """Summed loss of a micro-batch and the weight it was summed over."""
 
@@ -156,11 +179,16 @@ class HostTask(ABC):
     def held_out_sums(self, batch: Any) -> tuple[float, ...]:
         """Sums over a held-out batch, last of all the weight they were summed over."""
 
-    def held_out_totals(self) -> NDArray[np.float64]:
-        """`held_out_sums` of as many held-out batches as an evaluation looks at, added up."""
-        count = min(self._eval_batches, self.held_out.steps_per_epoch())
+    def held_out_totals(self, held_out: Batches | None = None) -> NDArray[np.float64]:
+        """`held_out_sums` of as many held-out batches as an evaluation looks at, added up.
+
+        Args:
+            held_out: batches of the same shapes; None: those of the val side.
+        """
+        held_out = held_out or self.held_out
+        count = min(self._eval_batches, held_out.steps_per_epoch())
         totals: NDArray[np.float64] | float = 0.0
         for index in range(count):
-            batch = self.to_device(self.stage(self.held_out.batch(index)))
+            batch = self.to_device(self.stage(held_out.batch(index)))
             totals = totals + np.array(self.held_out_sums(batch), np.float64)
         return np.asarray(totals)

@@ -10,24 +10,27 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, TextIO
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config_file import config_to_dict
-from kmidi_mlx.console import Progress
+from kmidi_mlx.console import Progress, in_words
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.schedule import learning_rate
+from kmidi_mlx.runs.schedule import learning_rate, pace_of
 from kmidi_mlx.runs.task import Numbers, Step, Task
 from kmidi_mlx.runs.tracker import Tracker
 from kmidi_mlx.torch_file import Arrays
 
 _GO_ON, _TIME_LIMIT, _INTERRUPTED = range(3)
+# After so many steps it is said how long the run will take; the first, which compiles, not counted.
+_STEPS_TO_ESTIMATE = 5
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Trainer:
     Attributes:
         trackers: receive every report.
         progression: how far the run is.
-        total_steps: steps of the whole run.
+        pace: steps of the whole run, and when what happens.
 
     Raises:
         KmidiError: when `last/` cannot be read or does not fit.
@@ -89,10 +92,10 @@ class Trainer:
         self._processes = processes
         self.trackers: list[Tracker] = []
         self._complained: list[Tracker] = []
+        self._step_seconds: list[float] = []
         self._config = task.config
         self.progression = self._load() if resume else Progression()
-        training = task.config.training
-        self.total_steps = min(training.max_steps, training.epochs * task.steps_per_epoch)
+        self.pace = pace_of(task.config, task.steps_per_epoch)
 
     def train(self, interruption: Interruption) -> Outcome:
         """Run until the end, a limit, an interruption, or too many bad steps in a row.
@@ -100,29 +103,23 @@ class Trainer:
         Raises:
             KmidiError: when `max_bad_steps` steps in a row gave NaN or Inf.
         """
-        training = self._config.training
         started = time.monotonic() - self.progression.seconds
-        reason = "finished"
-        first = self.progression.step * training.grad_accum_steps
         done = self.progression.step
         with (
             self._stream() as stream,
-            Progress(self.total_steps, "train", "steps", initial=done, stream=stream) as progress,
+            Progress(
+                self.pace.total_steps, "train", "steps", initial=done, stream=stream
+            ) as progress,
         ):
-            with self._task.stream(first) as batches:
-                while self.progression.step < self.total_steps:
-                    stopping = self._reason_to_stop(interruption, started)
-                    if stopping:
-                        reason = stopping
-                        break
-                    self._one_step(batches, progress, started)
-            if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
-                self._evaluate(progress)
-            elif reason == "interrupted" and not self.progression.evaluated_step:
-                # something to listen to; the first evaluation of a resumed run replaces it
-                self._processes.told(lambda: self._save_best(None))
-            self.progression = replace(self.progression, seconds=time.monotonic() - started)
-            self._save()
+            about = {**config_to_dict(self._config), "commit": checkpoint.git_commit()}
+            about |= self._task.metadata
+            self._tell(progress, lambda tracker: tracker.start(about, done))
+            try:
+                reason = self._run(interruption, progress, started)
+            except Exception:
+                self._finish(progress, "failed")
+                raise
+            self._finish(progress, reason)
         return Outcome(
             reason,
             self._task.unit,
@@ -132,6 +129,26 @@ class Trainer:
             self._step.peak_memory_bytes,
             bool(self._task.metadata.get("synthetic", False)),
         )
+
+    def _run(self, interruption: Interruption, progress: Progress, started: float) -> str:
+        """Train until the end or until there is a reason to stop, save, return the reason."""
+        reason = "finished"
+        first = self.progression.step * self._config.training.grad_accum_steps
+        with self._task.stream(first) as batches:
+            while self.progression.step < self.pace.total_steps:
+                stopping = self._reason_to_stop(interruption, started)
+                if stopping:
+                    reason = stopping
+                    break
+                self._one_step(batches, progress, started)
+        if self.progression.evaluated_step < self.progression.step and reason != "interrupted":
+            self._evaluate(progress)
+        elif reason == "interrupted" and not self.progression.evaluated_step:
+            # something to listen to; the first evaluation of a resumed run replaces it
+            self._processes.told(lambda: self._save_best(None))
+        self.progression = replace(self.progression, seconds=time.monotonic() - started)
+        self._save()
+        return reason
 
     @contextmanager
     def _stream(self) -> Iterator[TextIO | None]:
@@ -154,18 +171,21 @@ class Trainer:
         if reason != _GO_ON:
             return "interrupted" if reason == _INTERRUPTED else "time_limit"
         waited = self.progression.evaluations_without_progress
-        if training.patience and waited >= training.patience:
+        impatient = training.patience and waited >= training.patience
+        if impatient and self.progression.step >= self.pace.least_steps:
             return "stopped_early"
         return None
 
     def _one_step(self, batches: Iterator[Any], progress: Progress, started: float) -> None:
         training = self._config.training
         done = self.progression
-        rate = learning_rate(done.step, self.total_steps, self._config.optimizer)
+        rate = learning_rate(done.step, self.pace.total_steps, self.pace.optimizer)
         before = time.monotonic()
+        self._task.before_step(done.step)
         micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
         measures = self._step.run(micro_batches, rate)
         seconds = time.monotonic() - before
+        self._estimate(seconds, progress)
         bad = self._step.bad_steps
         if bad >= training.max_bad_steps:
             saved = (self._folder / checkpoint.LAST).exists()
@@ -202,22 +222,52 @@ class Trainer:
                     "peak_memory_gb": peak_gb,
                 },
             )
-        if step % training.eval_every == 0:
+        if step % self.pace.eval_every == 0:
             self._evaluate(progress)
-        if step % training.save_every == 0:
+        if step % self.pace.save_every == 0:
             self._save()
 
+    def _estimate(self, seconds: float, progress: Progress) -> None:
+        """Say once, after some steps, how long the run will take here."""
+        if len(self._step_seconds) > _STEPS_TO_ESTIMATE:
+            return
+        self._step_seconds.append(seconds)
+        left = self.pace.total_steps - self.progression.step - 1
+        if len(self._step_seconds) > _STEPS_TO_ESTIMATE and left:
+            usual = median(self._step_seconds[1:])
+            note = f"about {in_words(left * usual)} here for the {left:,} steps that are left"
+            if self._config.training.patience and self.pace.least_steps < self.pace.total_steps:
+                note += "; it stops earlier when the validation loss no longer falls"
+            progress.note(note)
+
     def _report(self, progress: Progress, values: dict[str, Any]) -> None:
+        self._tell(progress, lambda tracker: tracker.log(self.progression.step, values))
+
+    def _tell(self, progress: Progress, call: Callable[[Tracker], None]) -> None:
         for tracker in self.trackers:
             try:
-                tracker.log(self.progression.step, values)
+                call(tracker)
             except Exception as error:  # a run is worth more than its log, whatever went wrong
                 if tracker not in self._complained:
                     self._complained.append(tracker)
                     progress.note(
-                        f"{type(tracker).__name__} failed at step {self.progression.step} and may "
+                        f"{tracker.name} failed at step {self.progression.step} and may "
                         f"miss lines from here on, training goes on: {' '.join(str(error).split())}"
                     )
+
+    def _finish(self, progress: Progress, reason: str) -> None:
+        """Let the trackers end, and say what they lack; called once, so none is asked too often."""
+        for tracker in self.trackers:
+            try:
+                tracker.finish(reason)
+            except Exception as error:
+                progress.note(f"{tracker.name} may lack lines: {' '.join(str(error).split())}")
+
+    def _show_samples(self, progress: Progress) -> None:
+        step = self.progression.step
+        samples = sorted((self._folder / checkpoint.SAMPLES).glob(f"step-{step:06d}.*"))
+        if samples:
+            self._tell(progress, lambda tracker: tracker.add_samples(step, samples))
 
     def _evaluate(self, progress: Progress) -> None:
         """Judge the weights to use, keep them if they are the best so far, write a sample."""
@@ -232,6 +282,7 @@ class Trainer:
             evaluations_without_progress=0 if better else waited + 1,
         )
         self._report(progress, measures)
+        self._show_samples(progress)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         progress.note(f"step {step}: {shown}{' (best)' if better else ''}")
 
@@ -241,8 +292,8 @@ class Trainer:
             if self._is_best(measures):
                 self._save_best(measures["val_loss"])
             if self._config.training.sample_seconds > 0:
-                samples = self._folder / checkpoint.SAMPLES
-                self._task.write_sample(samples, self.progression.step)
+                samples, step = self._folder / checkpoint.SAMPLES, self.progression.step
+                self._task.write_sample(samples, step, step // self.pace.eval_every)
         return measures
 
     def _is_best(self, measures: Numbers) -> bool:
@@ -250,7 +301,7 @@ class Trainer:
 
     def _save_best(self, metric: float | None) -> None:
         checkpoint.save_arrays(
-            self._folder / checkpoint.BEST,
+            self._folder / checkpoint.names_of(self._config.adapter.adapts).weights,
             self._step.weights_to_use(),
             {
                 "model": self._config.name,
@@ -296,12 +347,13 @@ class Trainer:
 
     def _require_same_model(self, saved: Any) -> None:
         """Name the sizes that a resume tries to change, before arrays that do not fit do."""
-        now = config_to_dict(self._config)["model"]
-        before = saved.get("model", {}) if isinstance(saved, dict) else {}
-        changed = [name for name, value in before.items() if now.get(name, value) != value]
-        if changed:
-            name = changed[0]
-            raise KmidiError(
-                f"model.{name} is {before[name]} in the run in {self._folder} and cannot become "
-                f"{now[name]} on --resume; start a new run in another --out."
-            )
+        for section in ("model", "adapter"):
+            now = config_to_dict(self._config)[section]
+            before = saved.get(section, {}) if isinstance(saved, dict) else {}
+            changed = [name for name, value in before.items() if now.get(name, value) != value]
+            if changed:
+                name = changed[0]
+                raise KmidiError(
+                    f"{section}.{name} is {before[name]} in the run in {self._folder} and cannot "
+                    f"become {now[name]} on --resume; start a new run in another --out."
+                )

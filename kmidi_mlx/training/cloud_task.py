@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -11,10 +9,13 @@ from numpy.typing import NDArray
 
 from kmidi_mlx.config import SpectocloudConfig
 from kmidi_mlx.data.cloud_shards import CloudReader
+from kmidi_mlx.models.loading import load_spectocloud
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 from kmidi_mlx.runs.cloud_task import HostCloudTask
 from kmidi_mlx.training.cloud_losses import CloudLoss, cloud_losses
-from kmidi_mlx.training.step import Batch, to_arrays
+from kmidi_mlx.training.device_task import DeviceTask
+from kmidi_mlx.training.first_model import first_model
+from kmidi_mlx.training.step import Batch
 
 
 def clouds_of(model: nn.Module, batch: Batch) -> mx.array:
@@ -23,7 +24,7 @@ def clouds_of(model: nn.Module, batch: Batch) -> mx.array:
     return model(batch["windows"], batch["features"], batch["emotion"], constants)
 
 
-class CloudTask(HostCloudTask):
+class CloudTask(DeviceTask, HostCloudTask):
     """Spectocloud as something `Trainer` can train; arguments as of `HostCloudTask`."""
 
     def __init__(self, config: SpectocloudConfig, reader: CloudReader) -> None:
@@ -35,14 +36,9 @@ class CloudTask(HostCloudTask):
 
     def build(self) -> SpectocloudViT:
         """Make the network of `config` with its first weights."""
-        model = SpectocloudViT(self.config.model)
-        model.initialise(self.config.training.seed)
+        model = first_model(self.config, SpectocloudViT, load_spectocloud)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand numpy arrays to MLX."""
-        return to_arrays(staged)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
         """Summed loss and number of clouds."""

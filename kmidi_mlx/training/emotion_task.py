@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,10 +12,13 @@ from kmidi_mlx.config import EmotionRecognizerConfig
 from kmidi_mlx.data.audio_emotion import Recordings
 from kmidi_mlx.data.audio_emotion_batches import AudioEmotionBatches, Clips
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
+from kmidi_mlx.models.loading import load_recognizer
 from kmidi_mlx.runs.emotion_measures import ClipEstimates
 from kmidi_mlx.runs.emotion_task import Heard, HostEmotionTask, collect_estimates
+from kmidi_mlx.training.device_task import DeviceTask
+from kmidi_mlx.training.first_model import first_model
 from kmidi_mlx.training.losses import cross_entropy_sum
-from kmidi_mlx.training.step import Batch, to_arrays
+from kmidi_mlx.training.step import Batch
 
 
 def losses_of(
@@ -55,7 +57,7 @@ def _heard(model: EmotionRecognizer, clips: Clips) -> Heard:
     return np.array(estimate.numbers), np.array(estimate.logits)
 
 
-class EmotionTask(HostEmotionTask):
+class EmotionTask(DeviceTask, HostEmotionTask):
     """The recogniser as something `Trainer` can train; arguments as of `HostEmotionTask`."""
 
     def __init__(self, config: EmotionRecognizerConfig, recordings: Recordings) -> None:
@@ -67,13 +69,7 @@ class EmotionTask(HostEmotionTask):
 
     def build(self) -> EmotionRecognizer:
         """Make the network of `config` with its first weights."""
-        model = EmotionRecognizer(self.config.model)
-        model.initialise(self.config.training.seed)
-        return model
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand numpy arrays to MLX."""
-        return to_arrays(staged)
+        return first_model(self.config, EmotionRecognizer, load_recognizer)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
         """Summed loss and number of clips of which anything is known."""

@@ -12,10 +12,13 @@ from kmidi_mlx.config import MidiGeneratorConfig
 from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.generation.generator import generate
+from kmidi_mlx.models.loading import load_generator
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
 from kmidi_mlx.runs.midi_task import HostMidiTask
+from kmidi_mlx.training.device_task import DeviceTask
+from kmidi_mlx.training.first_model import first_model
 from kmidi_mlx.training.losses import cross_entropy_sum
-from kmidi_mlx.training.step import Batch, to_arrays
+from kmidi_mlx.training.step import Batch
 
 
 def logits_of(model: nn.Module, batch: Batch) -> mx.array:
@@ -33,7 +36,7 @@ def cross_entropy_of(
     return loss, mx.sum(weights)
 
 
-class MidiTask(HostMidiTask):
+class MidiTask(DeviceTask, HostMidiTask):
     """The MIDI generator as something `Trainer` can train; arguments as of `HostMidiTask`."""
 
     def __init__(self, config: MidiGeneratorConfig, reader: ShardReader) -> None:
@@ -44,14 +47,9 @@ class MidiTask(HostMidiTask):
 
     def build(self) -> EmotionMIDITransformer:
         """Make the network of `config` with its first weights."""
-        model = EmotionMIDITransformer(self.config.model)
-        model.initialise(self.config.training.seed)
+        model = first_model(self.config, EmotionMIDITransformer, load_generator)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model
-
-    def to_device(self, staged: Any) -> Batch:
-        """Hand numpy arrays to MLX."""
-        return to_arrays(staged)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[mx.array, mx.array]:
         """Summed cross-entropy in nats and number of events."""

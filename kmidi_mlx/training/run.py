@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -36,6 +36,7 @@ def train_model(
     resume: bool,
     interruption: Interruption,
     announce: Callable[[str], None] = lambda line: None,
+    trackers: Sequence[str] = (),
 ) -> Outcome:
     """Train a model into a checkpoint folder, which the caller holds.
 
@@ -45,6 +46,7 @@ def train_model(
         resume: go on from its last save, or from the start when it was cut short before the first.
         interruption: asks the run to stop at the next step.
         announce: called with a line about what is going to be trained.
+        trackers: names, as `check_trackers` returned them.
 
     Raises:
         KmidiError: when data or save cannot be used, memory is too small, or training diverges.

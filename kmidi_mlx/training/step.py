@@ -59,8 +59,10 @@ def make_optimizer(config: OptimizerConfig) -> optimizers.MultiOptimizer:
 class TrainStep:
     """Weights, optimiser state and counters of a run, and the compiled graphs that change them.
 
+    Only what the model lets be trained is; the rest is part of the graphs, and not of a save.
+
     Args:
-        model: fp32 weights; changed in place.
+        model: fp32 weights; changed in place. What is frozen may have any precision.
         loss_sum: returns the summed loss of a micro-batch and the weight it was summed over.
         optimizer, training: the run's settings.
         positions: number of loss positions in a full micro-batch; keeps fp16 losses small.
@@ -83,9 +85,8 @@ class TrainStep:
         self._positions = positions
         self.optimizer = make_optimizer(optimizer)
         self.optimizer.init(model.trainable_parameters())
-        self.average = (
-            tree_map(lambda weight: weight + 0, model.parameters()) if self._ema_decay else {}
-        )
+        trained = model.trainable_parameters()
+        self.average = tree_map(lambda weight: weight + 0, trained) if self._ema_decay else {}
         scale = FIRST_LOSS_SCALE if self._scaled else 1.0
         self.counters = {
             "loss_scale": mx.array(scale),
@@ -129,10 +130,10 @@ class TrainStep:
 
     def _gradients_graph(self, batch: Batch) -> tuple[Any, mx.array, mx.array]:
         scale = self.counters["loss_scale"] / self._positions
-        masters = self.model.parameters()
+        masters = self.model.trainable_parameters()
 
         def scaled_loss(model: nn.Module) -> tuple[mx.array, mx.array, mx.array]:
-            weights = model.parameters()
+            weights = model.trainable_parameters()
             model.update(tree_map(lambda value: value.astype(self._dtype), weights))
             loss, weight = self._loss_sum(model, batch)
             model.update(weights)
@@ -164,11 +165,11 @@ class TrainStep:
         def keep_if_bad(old: Any, new: Any) -> Any:
             return tree_map(lambda before, after: mx.where(finite, after, before), old, new)
 
-        weights = self.model.parameters()
+        weights = self.model.trainable_parameters()
         states = [tree_map(lambda value: value, part.state) for part in self.optimizer.optimizers]
         self.optimizer.learning_rate = learning_rate
         self.optimizer.update(self.model, gradients)
-        self.model.update(keep_if_bad(weights, self.model.parameters()))
+        self.model.update(keep_if_bad(weights, self.model.trainable_parameters()))
         for part, old in zip(self.optimizer.optimizers, states, strict=True):
             part.state.update(keep_if_bad(old, part.state))
         if self._ema_decay:
@@ -178,7 +179,7 @@ class TrainStep:
             moved = tree_map(
                 lambda mean, value: mean + (1 - decay) * (value - mean),
                 self.average,
-                self.model.parameters(),
+                self.model.trainable_parameters(),
             )
             self.average.update(keep_if_bad(self.average, moved))
         self._count(finite)
@@ -216,7 +217,7 @@ class TrainStep:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Let the model hold the weights to use: averaged ones where averaging is on."""
-        trained = self.model.parameters()
+        trained = self.model.trainable_parameters()
         self.model.update(self._to_use())
         try:
             yield
@@ -224,7 +225,7 @@ class TrainStep:
             self.model.update(trained)
 
     def _to_use(self) -> dict[str, Any]:
-        tree: dict[str, Any] = self.average or self.model.parameters()
+        tree: dict[str, Any] = self.average or self.model.trainable_parameters()
         return tree
 
     def weights_to_use(self) -> Arrays:
@@ -235,7 +236,7 @@ class TrainStep:
         """Everything a resume needs, flat and named."""
         return _as_numpy(
             {
-                "weights": self.model.parameters(),
+                "weights": self.model.trainable_parameters(),
                 "average": self.average,
                 "optimizer": self.optimizer.state,
                 "counters": self.counters,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.task import HostTask
+from kmidi_torch.models import lora
 from kmidi_torch.training.step import Batch, stage_arrays, to_device
 
 
@@ -35,3 +37,7 @@ class DeviceTask(HostTask):
     def to_device(self, staged: Any) -> Batch:
         """Hand a batch to the device."""
         return to_device(staged, self.device)
+
+    def draw_dropout(self, rng: np.random.Generator) -> None:
+        """Draw which inputs the adapters of the model drop."""
+        lora.draw_dropout(self.model, rng)

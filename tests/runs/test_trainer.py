@@ -52,6 +52,7 @@ class ScriptedTask:
         self.open_streams = 0
         self.judged: list[Arrays] = []
         self.sampled: list[tuple[int, Arrays]] = []
+        self.began: list[int] = []
         self._losses, self._poisoned, self._on_batch = losses, poisoned, on_batch
 
     @contextmanager
@@ -68,11 +69,14 @@ class ScriptedTask:
             gradients["sinks"][0] = np.nan
         return gradients, 2.0
 
+    def before_step(self, step: int) -> None:
+        self.began.append(step)
+
     def evaluate(self) -> dict[str, float]:
         self.judged.append(weights_of(self.model))
         return {"val_loss": self._losses(len(self.judged) - 1)}
 
-    def write_sample(self, folder: Path, step: int) -> None:
+    def write_sample(self, folder: Path, step: int, turn: int) -> None:
         self.sampled.append((step, weights_of(self.model)))
         folder.mkdir(exist_ok=True)
         (folder / f"step-{step:06d}.txt").write_text(str(step))

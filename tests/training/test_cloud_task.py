@@ -72,7 +72,7 @@ def test_evaluation_is_repeatable_and_sees_the_weights(task: CloudTask) -> None:
 
 
 def test_a_sample_shows_teacher_and_network(task: CloudTask, tmp_path: Path) -> None:
-    task.write_sample(tmp_path / "samples", 10)
+    task.write_sample(tmp_path / "samples", 10, 1)
     with Image.open(tmp_path / "samples" / "step-000010.png") as picture:
         shown = np.asarray(picture)
     assert shown.shape == (480, 1280, 3)

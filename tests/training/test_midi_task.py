@@ -75,12 +75,12 @@ def test_evaluation_sees_the_weights_as_they_are_now(task: MidiTask) -> None:
 def test_samples_are_playable_repeatable_and_follow_the_step(
     task: MidiTask, tmp_path: Path
 ) -> None:
-    for step in (10, 20):
-        task.write_sample(tmp_path / "samples", step)
+    for turn, step in enumerate((10, 20)):
+        task.write_sample(tmp_path / "samples", step, turn)
     notes = read_midi(tmp_path / "samples" / "step-000010.mid")
     assert len(notes) > 0
     assert notes.duration_seconds <= 3.01
-    task.write_sample(tmp_path / "again", 10)
+    task.write_sample(tmp_path / "again", 10, 0)
     names = [f"step-{step:06d}.mid" for step in (10, 20)]
     ten, twenty = ((tmp_path / "samples" / name).read_bytes() for name in names)
     assert (tmp_path / "again" / names[0]).read_bytes() == ten != twenty

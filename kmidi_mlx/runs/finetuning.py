@@ -1,0 +1,195 @@
+"""Fine-tuning a trained model on a person's own music: the plan and the report, any framework."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from kmidi_mlx import checkpoint
+from kmidi_mlx.atomic import write_bytes_atomically
+from kmidi_mlx.checkpoint_model import open_weights
+from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig, RunConfig
+from kmidi_mlx.config_file import load_config, save_config
+from kmidi_mlx.data.prepare import prepare_midi
+from kmidi_mlx.errors import KmidiError
+
+__all__ = [
+    "REPORT", "FinetunePlan", "Losses", "Memory", "original_music", "plan_finetuning",
+    "save_memory",
+]  # fmt: skip
+
+#: What fine-tuning gained and forgot, beside the weights.
+REPORT = "finetune.json"
+_OWN_DATA, _SHIPPED_DATA = "data", "shipped-data"
+# What a run takes over from the base; the rest is the profile's.
+_BASE_SECTIONS = ("model", "data", "sampling", "loss")
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """What is to be learnt, from what, into which folder.
+
+    Attributes:
+        config: the run; `data.path` is where the prepared music is.
+        out: folder of the run.
+        resume: whether it goes on.
+        source: the person's music; None: it is prepared already.
+        original: prepared music of the base, to see what is forgotten; None: what comes with kmidi.
+    """
+
+    config: RunConfig
+    out: Path
+    resume: bool
+    source: Path | None
+    original: Path | None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Validation losses of one model on the person's music and on that of the base."""
+
+    own: float
+    original: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What fine-tuning gained and forgot.
+
+    Attributes:
+        unit: of the losses.
+        before, after: of the base, and of the best weights.
+        original_data: what the base is judged on.
+    """
+
+    unit: str
+    before: Losses
+    after: Losses
+    original_data: str
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        own = f"own music {self.before.own:.3f} -> {self.after.own:.3f} {self.unit}"
+        if self.before.original is None or self.after.original is None:
+            return f"{own}; what the base knew was not measured: name its data with --original"
+        kept = f"{self.before.original:.3f} -> {self.after.original:.3f}"
+        return f"{own}; {self.original_data} {kept}"
+
+
+def plan_finetuning(
+    model: str,
+    data: Path | None,
+    base: Path,
+    name: str | None,
+    out: Path | None,
+    original: Path | None,
+    resume: bool,
+    config_files: Sequence[Path],
+    overrides: Sequence[str],
+) -> FinetunePlan:
+    """Settle what is to be done.
+
+    Args:
+        model: `midi_generator` or `spectocloud`.
+        data: a person's music, or prepared; may be left out on a resume.
+        base: checkpoint that is fine-tuned; not looked at on a resume.
+        name: of the result; None: that of the data.
+        out: folder of the run; None: among the adapters of the base, or beside it.
+        original: prepared music of the base; None: where the base says it was.
+        resume: go on with the run in the folder.
+        config_files, overrides: as of `load_config`.
+
+    Raises:
+        KmidiError: for settings that cannot be, a base that cannot be opened, nothing to resume,
+            or a folder that holds a run already.
+    """
+    overrides = list(overrides)
+    if resume and out is None:
+        out = _folder(base, name or (data.stem if data else ""), True)
+    if resume and out is not None:
+        return _resumed(model, data, out, original, config_files, overrides)
+    if data is None:
+        raise KmidiError("nothing to learn from: name a folder of music with --data.")
+    if not data.exists():
+        raise KmidiError(f"no such folder: {data}.")
+    weights = open_weights(base, RUN_CONFIGS[model])
+    prepared = (data / "dataset.json").exists()
+    with tempfile.TemporaryDirectory() as folder, as_file(files("kmidi_mlx") / "assets") as assets:
+        of_base = Path(folder) / "base.yaml"
+        save_config(_only(weights.config, _BASE_SECTIONS), of_base)
+        layers = [of_base, assets / "lora.yaml", *config_files]
+        overrides.append(f"adapter.base={json.dumps(str(base))}")
+        config = load_config(model, layers, overrides)
+    if config.adapter.method == "none":
+        raise KmidiError("adapter.method is none; fine-tuning needs lora, dora or full.")
+    out = out or _folder(base, name or data.stem, config.adapter.adapts)
+    if any(
+        (out / file).exists() for file in (checkpoint.LAST, checkpoint.BEST, checkpoint.ADAPTER)
+    ):
+        raise KmidiError(
+            f"{out} already holds a run; use --resume to go on or give another --name."
+        )
+    path = data if prepared else out / _OWN_DATA
+    data_section = replace(config.data, path=str(path))  # type: ignore[call-arg]
+    config = replace(config, data=data_section)
+    return FinetunePlan(config, out, False, None if prepared else data, original)
+
+
+def _resumed(
+    model: str,
+    data: Path | None,
+    out: Path,
+    original: Path | None,
+    config_files: Sequence[Path],
+    overrides: Sequence[str],
+) -> FinetunePlan:
+    found = [out / name for name in (checkpoint.ADAPTER_CONFIG, checkpoint.CONFIG)]
+    saved = next((path for path in found if path.exists()), None)
+    if saved is None:
+        raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
+    config = load_config(model, [saved, *config_files], overrides)
+    prepared = data is None or (data / "dataset.json").exists()
+    return FinetunePlan(config, out, True, None if prepared else data, original)
+
+
+def _folder(base: Path, name: str, adapts: bool) -> Path:
+    if not name or name != Path(name).name or ":" in name:
+        raise KmidiError(f"{name!r} is no name for the result; give one with --name.")
+    folder = base if base.is_dir() else base.parent
+    return (
+        folder / checkpoint.ADAPTERS / name if adapts else folder.parent / f"{folder.name}-{name}"
+    )
+
+
+def _only(config: RunConfig, sections: Sequence[str]) -> RunConfig:
+    kept = {name: getattr(config, name) for name in sections if hasattr(config, name)}
+    return type(config)(**kept)
+
+
+def original_music(plan: FinetunePlan) -> tuple[Path | None, str]:
+    """Return prepared music of the base to judge what is remembered, and what to call it.
+
+    Where the base's own is not there, a generator is judged on the pieces that come with kmidi.
+    """
+    if plan.original is not None:
+        return plan.original, f"music of the base in {plan.original}"
+    base = open_weights(Path(plan.config.adapter.base), type(plan.config))
+    path = Path(base.config.data.path)  # type: ignore[attr-defined]
+    if (path / "dataset.json").exists():
+        return path, f"music of the base in {path}"
+    if not isinstance(plan.config, MidiGeneratorConfig):
+        return None, ""
+    with as_file(files("kmidi_mlx") / "assets" / "pop909") as folder:
+        prepare_midi([folder / "manifest.jsonl"], plan.out / _SHIPPED_DATA, licence="MIT")
+    return plan.out / _SHIPPED_DATA, "pieces that come with kmidi"
+
+
+def save_memory(memory: Memory, folder: Path) -> None:
+    """Write what was gained and forgotten beside the weights."""
+    text = json.dumps(asdict(memory), indent=2)
+    write_bytes_atomically(folder / REPORT, f"{text}\n".encode())
