@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,13 +16,14 @@ from kmidi_mlx.config_file import describe_options
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.personal import describe_clouds, describe_music, prepare_own
 from kmidi_mlx.data.shards import ShardReader
+from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.prepare_kinds.options import shown_work
 from kmidi_mlx.runs.finetuning import FinetunePlan, Memory, plan_finetuning, save_memory
 from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.train import REASONS
 
 MODELS = (MidiGeneratorConfig.name, SpectocloudConfig.name)
-_FUSED = "fused"
+FUSED = "fused"
 
 
 def main(argv: list[str]) -> int:
@@ -30,18 +33,7 @@ def main(argv: list[str]) -> int:
     if args.help_config:
         print(describe_options(RUN_CONFIGS[args.model]))
         return 0
-    base = args.base or Path("checkpoints") / args.model
-    plan = plan_finetuning(
-        args.model,
-        args.data,
-        base,
-        args.name,
-        args.out,
-        args.original,
-        args.resume,
-        args.config_files,
-        args.overrides,
-    )
+    plan = plan_from(args)
     with checkpoint.exclusive(plan.out):
         if not prepare(plan):
             return INTERRUPTED
@@ -52,7 +44,7 @@ def main(argv: list[str]) -> int:
             outcome, memory = finetune_model(plan, interruption, say)
         if memory is not None:
             save_memory(memory, plan.out)
-        fused = fuse(plan, plan.out / _FUSED) if args.fuse and memory is not None else None
+        fused = fuse(plan, plan.out / FUSED) if args.fuse and memory is not None else None
     return report(plan, outcome, memory, fused, args.json, parser.prog)
 
 
@@ -90,6 +82,34 @@ def finetune_parser(prog: str, description: str) -> CommandParser:
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
     return parser
+
+
+def plan_from(
+    args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda out: False
+) -> FinetunePlan:
+    """Return what the flags of `finetune_parser` ask for.
+
+    Args:
+        args: parsed.
+        is_ours: as of `plan_finetuning`, and errors too.
+    """
+    plan = plan_finetuning(
+        args.model,
+        args.data,
+        args.base or Path("checkpoints") / args.model,
+        args.name,
+        args.out,
+        args.original,
+        args.resume,
+        args.config_files,
+        args.overrides,
+        is_ours,
+    )
+    if args.fuse and not plan.config.adapter.adapts:
+        raise KmidiError(
+            "--fuse: full fine-tuning leaves a checkpoint of its own; there is nothing to fuse."
+        )
+    return plan
 
 
 def say(line: str) -> None:
@@ -150,7 +170,7 @@ def report(
         )
         if memory is not None:
             print(memory.text)
-            print(f"weights: {weights} ({weights.stat().st_size / 1e6:.1f} MB)")
+            print(f"weights: {weights} ({weights.stat().st_size / 1e6:.2g} MB)")
         if fused is not None:
             print(f"fused: {fused}")
         print(_next(plan, outcome, command))
@@ -165,12 +185,13 @@ def _next(plan: FinetunePlan, outcome: Outcome, command: str) -> str:
     if not isinstance(plan.config, MidiGeneratorConfig):
         base = plan.config.adapter.base
         return f"see it: kmidi live --spectocloud {base} --cloud-adapter {plan.out}"
+    generate = command.replace("finetune", "generate")
     if not plan.config.adapter.adapts:
-        return f"hear it: kmidi generate --checkpoint {plan.out} --out own.mid"
+        return f"hear it: {generate} --checkpoint {plan.out} --out own.mid"
     base = plan.config.adapter.base
     inside = plan.out.parent == Path(base) / checkpoint.ADAPTERS
     name = plan.out.name if inside else str(plan.out)
-    return f"hear it: kmidi generate --checkpoint {base} --adapter {name}:1.0 --out own.mid"
+    return f"hear it: {generate} --checkpoint {base} --adapter {name}:1.0 --out own.mid"
 
 
 if __name__ == "__main__":

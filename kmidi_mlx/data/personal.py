@@ -7,12 +7,14 @@ at least one, so that three files are enough.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kmidi_mlx.console import in_words
 from kmidi_mlx.data.cloud_prepare import prepare_clouds
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.manifest import write_manifest
@@ -59,33 +61,55 @@ def prepare_own(
     Raises:
         KmidiError: when there are fewer than two songs, or as of `prepare_midi`.
     """
-    accepted = _ACCEPTED[model]
-    sources = [source]
-    if source.suffix.lower() != ".jsonl":
-        listed = list_sources(sources, skip=out, accepted=accepted)
-        _require_two(listed, source, accepted)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        sources = [out.with_name(f"{out.name}.jsonl")]
-        write_manifest(sources[0], _rows(listed, val_share, seed))
-    prepare: Callable[..., Any] = prepare_midi if model == "midi_generator" else prepare_clouds
-    report = prepare(sources, out, seed=seed, on_start=on_start, on_progress=on_progress, stop=stop)
-    return bool(report.complete)
+
+    def prepare(sources: Sequence[Path]) -> bool:
+        make: Callable[..., Any] = prepare_midi if model == "midi_generator" else prepare_clouds
+        report = make(
+            sources, out, seed=seed, on_start=on_start, on_progress=on_progress, stop=stop
+        )
+        return bool(report.complete)
+
+    if source.suffix.lower() == ".jsonl":
+        return prepare([source])
+    listed = list_sources([source], skip=out, accepted=_ACCEPTED[model])
+    _require_two(listed, source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    manifest = out.with_name(f"{out.name}.jsonl")
+    write_manifest(manifest, _rows(listed, frozenset(), val_share, seed))
+    if not prepare([manifest]):
+        return False
+    useless = _rejected(out)
+    if not useless:
+        return True
+    # the sides once more, in proportion among what can be used; nothing is read again
+    _require_two([each for each in listed if each.path not in useless], source)
+    write_manifest(manifest, _rows(listed, useless, val_share, seed))
+    return prepare([manifest])
 
 
-def _require_two(listed: Sequence[Source], source: Path, accepted: Accepted) -> None:
-    songs = {each.song for each in listed}
-    if len(songs) < 2:
+def _require_two(usable: Sequence[Source], source: Path) -> None:
+    if len({each.song for each in usable}) < 2:
         raise KmidiError(
-            f"{source} has {'one song' if songs else f'no {accepted.name}'}; fine-tuning needs "
-            "at least two songs, one of which is held out to see what is learnt."
+            f"{source} has one song that can be used; fine-tuning needs two or more, one of which "
+            "is held out to see what is learnt."
         )
 
 
-def _rows(listed: Sequence[Source], val_share: float, seed: int) -> list[dict[str, Any]]:
+def _rejected(folder: Path) -> frozenset[str]:
+    """Paths of the files that could not be prepared."""
+    path = folder / "rejected.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return frozenset(json.loads(line)["path"] for line in lines)
+
+
+def _rows(
+    listed: Sequence[Source], useless: frozenset[str], val_share: float, seed: int
+) -> list[dict[str, Any]]:
     """Lines of a manifest that give every song a side."""
-    songs = sorted({each.song for each in listed}, key=lambda song: _draw(song, seed))
-    count = min(len(songs) - 1, max(1, round(val_share * len(songs))))
-    held_out = set(songs[:count])
+    songs = {each.song for each in listed if each.path not in useless}
+    drawn = sorted(songs, key=lambda song: _draw(song, seed))
+    count = min(len(drawn) - 1, max(1, round(val_share * len(drawn))))
+    held_out = set(drawn[:count])
     return [
         {
             "path": each.path,
@@ -112,10 +136,10 @@ def describe_music(reader: ShardReader) -> str:
     ]
     doubles = int(reader.pieces.duplicate.sum())
     return (
-        f"{_count(len(pieces), 'piece')}, {seconds / 60:.0f} minutes, {notes:,} notes "
+        f"{_count(len(pieces), 'piece')}, {in_words(seconds)}, {notes:,} notes "
         f"({notes / max(seconds, 1.0):.1f} a second), mood on average valence {moods[0]:+.2f}, "
         f"arousal {moods[1]:+.2f}; {_sides(reader, pieces)}"
-        f"{f'; {doubles} exact doubles left out' if doubles else ''}"
+        f"{f'; {doubles} exact doubles left out' if doubles else ''}{_useless(reader.folder)}"
     )
 
 
@@ -125,8 +149,14 @@ def describe_clouds(reader: CloudReader) -> str:
     sides = {side: len(reader.split(side)) for side in ("train", "val")}
     return (
         f"{_count(songs, 'song')}, {2 * len(reader):,} clouds; {2 * sides['train']:,} to learn "
-        f"from, {2 * sides['val']:,} of other songs held out"
+        f"from, {2 * sides['val']:,} of other songs held out{_useless(reader.folder)}"
     )
+
+
+def _useless(folder: Path) -> str:
+    count = len(_rejected(folder))
+    path = folder / "rejected.jsonl"
+    return f"; {_count(count, 'file')} could not be used, {path} says why" if count else ""
 
 
 def _rows_of(column: Any, reader: ShardReader, piece: int) -> Any:

@@ -337,6 +337,7 @@ class Trainer:
         path = self._folder / checkpoint.LAST
         arrays, metadata = checkpoint.load_arrays(path)
         self._require_same_model(metadata.get("config"))
+        self._require_same_base(metadata.get("base"))
         expected = {name: array.shape for name, array in self._step.state_arrays().items()}
         checkpoint.check_names(path, arrays, expected)
         try:
@@ -350,10 +351,24 @@ class Trainer:
         for section in ("model", "adapter"):
             now = config_to_dict(self._config)[section]
             before = saved.get(section, {}) if isinstance(saved, dict) else {}
-            changed = [name for name, value in before.items() if now.get(name, value) != value]
+            changed = [
+                name
+                for name, value in before.items()
+                # a base may have moved; `_require_same_base` knows its weights
+                if (section, name) != ("adapter", "base") and now.get(name, value) != value
+            ]
             if changed:
                 name = changed[0]
                 raise KmidiError(
                     f"{section}.{name} is {before[name]} in the run in {self._folder} and cannot "
                     f"become {now[name]} on --resume; start a new run in another --out."
                 )
+
+    def _require_same_base(self, saved: Any) -> None:
+        """What is trained over a base goes on over the same weights, wherever they lie now."""
+        base = self._task.metadata.get("base")
+        if base and isinstance(saved, dict) and saved.get("digest") != base["digest"]:
+            raise KmidiError(
+                f"the run in {self._folder} was begun over other weights than those in "
+                f"{self._config.adapter.base}; name those with --set adapter.base=DIR."
+            )

@@ -17,7 +17,7 @@ from kmidi_mlx.command import Interruption
 from kmidi_mlx.config import MidiGeneratorConfig, OptimizerConfig, TrainingConfig
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.schedule import learning_rate
-from kmidi_mlx.runs.tracker import JsonLinesTracker
+from kmidi_mlx.runs.tracker import JsonLinesTracker, Tracker
 from kmidi_mlx.runs.trainer import Outcome, Trainer
 from kmidi_mlx.torch_file import Arrays
 
@@ -205,6 +205,38 @@ def test_a_run_without_progress_stops_early(tmp_path: Path) -> None:
     assert again.reason == "stopped_early"
     assert again.progression.step == 10
     assert checkpoint.load_arrays(tmp_path / checkpoint.BEST)[1]["step"] == 6
+
+
+def test_patience_waits_for_the_least_epochs(tmp_path: Path) -> None:
+    task = ScriptedTask(
+        losses=lambda turn: 1.0, max_steps=40, epochs=20, min_epochs=9, eval_epochs=1, patience=2
+    )
+    task.steps_per_epoch = 2
+    outcome = train(task, tmp_path)
+    assert outcome.reason == "stopped_early"
+    # the first evaluation was the best, two waited: enough at step 6, and not before epoch 9
+    assert outcome.progression.step == 18
+    assert [step for step, _ in task.sampled] == []
+    assert len(task.judged) == 9
+
+
+def test_every_step_is_announced_with_its_number_also_after_a_resume(tmp_path: Path) -> None:
+    task = ScriptedTask(max_steps=4, save_every=2)
+    train(task, tmp_path)
+    assert task.began == [0, 1, 2, 3]
+    again = ScriptedTask(max_steps=6, save_every=2)
+    train(again, tmp_path, resume=True)
+    assert again.began == [4, 5]
+
+
+def test_a_base_that_has_changed_is_noticed(tmp_path: Path) -> None:
+    task = ScriptedTask(max_steps=4)
+    task.metadata["base"] = {"name": "pop", "digest": "1"}
+    train(task, tmp_path)
+    again = ScriptedTask(max_steps=6)
+    again.metadata["base"] = {"name": "pop", "digest": "2"}
+    with pytest.raises(KmidiError, match="was begun over other weights than those in"):
+        train(again, tmp_path, resume=True)
 
 
 def test_without_patience_a_run_never_stops_early(tmp_path: Path) -> None:
@@ -417,7 +449,7 @@ def test_a_save_of_another_kind_is_refused(tmp_path: Path) -> None:
 # --- trackers ------------------------------------------------------------------------------------
 
 
-class BrokenTracker:
+class BrokenTracker(Tracker):
     def __init__(self) -> None:
         self.calls = 0
 

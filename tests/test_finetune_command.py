@@ -1,0 +1,228 @@
+"""Fine-tuning as people start it: a few files, killed and resumed, fused, heard; what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from kmidi_mlx import checkpoint, finetune, generate
+from kmidi_mlx.command import run
+from kmidi_mlx.config_file import load_config
+from kmidi_mlx.models.loading import load_generator
+from kmidi_mlx.models.midi_transformer import Conditions
+from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.music.notes import Notes
+
+Captured = pytest.CaptureFixture[str]
+
+QUICK = [
+    "training.epochs=6",
+    "training.min_epochs=0",
+    "training.save_epochs=1",
+    "training.grad_accum_steps=2",
+    "optimizer.learning_rate=5e-3",
+    "optimizer.warmup_epochs=1",
+    "training.sample_seconds=0",
+    "adapter.rank=4",
+]
+
+
+def words(settings: list[str]) -> list[str]:
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+@pytest.fixture(scope="module")
+def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tunes of one kind: two pitches, one rhythm."""
+    folder = tmp_path_factory.mktemp("mine") / "tunes"
+    folder.mkdir()
+    for number in range(4):
+        count = 60 + 4 * number
+        onset = 0.2 * np.arange(count)
+        pitch = np.where(np.arange(count) % 2, 64, 60 + 7 * (number % 2))
+        tune = Notes.build(pitch, np.full(count, 80), onset, onset + 0.1)
+        write_midi(tune, folder / f"{number}.mid")
+    return folder
+
+
+@pytest.fixture
+def base(tiny_run: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_run, folder)
+    return folder
+
+
+def tuned(base: Path, tunes: Path, *more: str) -> Path:
+    """Fine-tune in this process and return the run's folder."""
+    arguments = ["--base", str(base), "--data", str(tunes), *more, *words(QUICK)]
+    assert run(finetune.main, arguments) == 0
+    return base / "adapters" / "tunes"
+
+
+def logits(path: Path, adapters: list[str]) -> mx.array:
+    from kmidi_mlx.adapter_file import open_adapters
+    from kmidi_mlx.models.adapters import adapt
+
+    loaded = load_generator(path, mx.float32)
+    adapt(loaded.model, open_adapters(adapters, path, "midi_generator"))
+    tokens = mx.array(np.random.default_rng(1).integers(0, 388, (1, 12)))
+    conditions = Conditions(mx.zeros((1, 64)), mx.zeros((1, 1), mx.int32), mx.zeros((1,), mx.int32))
+    return loaded.model(tokens, conditions, mx.zeros((1, 12), mx.int32))
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_three_files_and_more_become_an_adapter(
+    method: str, base: Path, tunes: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    out = tuned(base, tunes, "--fuse", "--set", f"adapter.method={method}")
+    said = capsys.readouterr()
+    assert "4 pieces, 52 seconds, 264 notes" in said.err
+    assert "3 to learn from, 1 held out" in said.err
+    assert " of them are trained (" in said.err
+    assert "kmidi generate --checkpoint" in said.out
+    memory = json.loads((out / "finetune.json").read_text())
+    assert memory["after"]["own"] < memory["before"]["own"] - 0.05
+    assert memory["after"]["original"] is not None
+    assert f"own music {memory['before']['own']:.3f} -> " in said.out
+
+    arrays, metadata = checkpoint.load_arrays(out / "adapter.safetensors")
+    config = load_config("midi_generator", [out / "adapter_config.yaml"])
+    assert config.adapter.method == metadata["config"]["adapter"]["method"] == method
+    learnt = {"lora_a", "lora_b"} | ({"magnitude"} if method == "dora" else set())
+    assert {name.rpartition(".")[2] for name in arrays} == learnt
+    # query and value of 2 blocks, output of 2, and of one cross-attention query, value, output
+    assert len(arrays) == len(learnt) * 7
+    state, _ = checkpoint.load_arrays(out / checkpoint.LAST)
+    assert {name.removeprefix("weights.") for name in state if name.startswith("weights.")} == {
+        *arrays
+    }
+
+    fused, unfused = logits(out / "fused", []), logits(base, ["tunes"])
+    assert float(mx.abs(fused - unfused).max()) < 1e-5
+    assert float(mx.abs(unfused - logits(base, [])).max()) > 0.01
+    half = logits(base, ["tunes:0.5"])
+    assert float(mx.abs(half - unfused).max()) > 0
+    piece = ["--checkpoint", str(base), "--seconds", "3", "--seed", "2", "--temperature", "0"]
+    for name, adapters in (("plain", []), ("mine", ["--adapter", "tunes"])):
+        assert run(generate.main, [*piece, *adapters, "--out", str(tmp_path / f"{name}.mid")]) == 0
+    own, fused_piece = tmp_path / "mine.mid", tmp_path / "fused.mid"
+    piece[1] = str(out / "fused")
+    assert run(generate.main, [*piece, "--out", str(fused_piece)]) == 0
+    assert own.read_bytes() == fused_piece.read_bytes()
+
+
+def test_over_a_quantised_base_and_every_weight(base: Path, tunes: Path, capsys: Captured) -> None:
+    tuned(base, tunes, "--set", "adapter.base_bits=8")
+    result_of_all = ["--base", str(base), "--data", str(tunes), "--json", *words(QUICK)]
+    capsys.readouterr()
+    assert run(finetune.main, [*result_of_all, "--set", "adapter.method=full"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["memory"]["after"]["own"] < result["memory"]["before"]["own"]
+    whole = load_generator(base.parent / "base-tunes")
+    assert whole.metadata["base"]["name"] == "base"
+    count = sum(value.size for _, value in tree_flatten(whole.model.parameters()))
+    assert count == sum(
+        value.size for _, value in tree_flatten(load_generator(base).model.parameters())
+    )
+
+
+class Tuning:
+    """A run in a process of its own, started as often as it takes."""
+
+    def __init__(self, base: Path, tunes: Path, name: str) -> None:
+        self.out = base / "adapters" / name
+        self._flags = ["--base", str(base), "--data", str(tunes), "--name", name, *words(QUICK)]
+
+    def start(self) -> subprocess.Popen[str]:
+        flags = self._flags
+        if (self.out / checkpoint.LAST).exists():
+            flags = ["--out", str(self.out), "--resume"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "kmidi_mlx.finetune", "--json", *flags],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def finish(self) -> dict[str, Any]:
+        process = self.start()
+        out, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        result: dict[str, Any] = json.loads(out)
+        return result
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_cut_off_ends_as_one_that_is_not(
+    base: Path, tunes: Path, number: signal.Signals
+) -> None:
+    whole = Tuning(base, tunes, "whole")
+    result = whole.finish()
+    cut = Tuning(base, tunes, "cut")
+    process = cut.start()
+    while process.poll() is None and not (cut.out / checkpoint.LAST).exists():
+        time.sleep(0.001)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert "Traceback" not in errors, errors
+    assert cut.finish()["memory"] == result["memory"]
+    for name in (checkpoint.ADAPTER, checkpoint.LAST):
+        one, _ = checkpoint.load_arrays(whole.out / name)
+        two, _ = checkpoint.load_arrays(cut.out / name)
+        assert one.keys() == two.keys()
+        assert all(one[key].tobytes() == two[key].tobytes() for key in one), name
+
+
+def complaint(capsys: Captured, arguments: list[str]) -> str:
+    capsys.readouterr()
+    assert run(finetune.main, arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    complaints = [line for line in captured.err.splitlines() if line.startswith("kmidi finetune: ")]
+    assert len(complaints) == 1, captured.err
+    return complaints[0].removeprefix("kmidi finetune: ")
+
+
+def test_what_is_wrong_is_said_in_a_sentence(
+    base: Path, tunes: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    given = ["--base", str(base), "--data", str(tunes)]
+    say = lambda *arguments: complaint(capsys, list(arguments))  # noqa: E731
+    assert say("--base", str(base)) == (
+        "nothing to learn from: name a folder of music with --data."
+    )
+    assert say("--base", str(base), "--data", "nowhere") == "no such folder: nowhere."
+    assert "no such checkpoint" in say("--base", str(tmp_path / "x"), "--data", str(tunes))
+    assert "is no name for the result" in say(*given, "--name", "a/b")
+    assert "is no name for the result" in say(*given, "--name", "a:b")
+    assert "holds no run to resume" in say(*given, "--resume")
+    assert "adapter.rank" in say(*given, "--set", "adapter.rank=0")
+    assert "rank 900 does not suit" in say(*given, "--set", "adapter.rank=900")
+    assert "no layer to adapt is called 'ears'" in say(*given, "--set", "adapter.targets=[ears]")
+    assert "base_bits: 5 is none of" in say(*given, "--set", "adapter.base_bits=5")
+    assert "fine-tuning needs lora, dora or full" in say(*given, "--set", "adapter.method=none")
+    assert "holds 'midi_generator'; a 'spectocloud'" in say(*given, "--model", "spectocloud")
+    tuned(base, tunes)
+    assert "already holds a run; use --resume" in say(*given)
+    assert "adapter.rank is 4 in the run in" in say(*given, "--resume", "--set", "adapter.rank=8")
+
+
+def test_a_base_that_changed_is_not_gone_on_with(base: Path, tunes: Path, capsys: Captured) -> None:
+    tuned(base, tunes)
+    arrays, metadata = checkpoint.load_arrays(base / checkpoint.BEST)
+    name = next(iter(arrays))
+    arrays[name] = arrays[name] * np.float32(1.01)
+    checkpoint.save_arrays(base / checkpoint.BEST, arrays, metadata)
+    out = str(base / "adapters" / "tunes")
+    said = run(finetune.main, ["--out", out, "--resume", "--set", "training.epochs=8"])
+    assert said == 2
+    assert "was begun over other weights than those in" in capsys.readouterr().err
