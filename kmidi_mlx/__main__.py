@@ -22,7 +22,8 @@ COMMANDS = {
     "generate": "write piano music for an emotion",
     "picture": "show a song as a cloud of light: a picture or a film",
     "evaluate": "measure a model or the music it writes",
-    "convert": "move a checkpoint between MLX and PyTorch",
+    "convert": "move a checkpoint between MLX and PyTorch, or quantise it",
+    "workflow": "the whole life cycle in one go, from files to a report",
 }
 
 

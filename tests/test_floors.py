@@ -20,7 +20,7 @@ LIVE_WITH_FRAMEWORK = {
 }
 COMMANDS = (
     "train", "generate", "picture", "evaluate", "evaluate_kinds", "prepare", "prepare_kinds",
-    "hello", "convert", "__main__",
+    "hello", "convert", "finetune", "push", "pull", "__main__",
 )  # fmt: skip
 
 # the floor of every room, as in docs/architecture.md
@@ -28,15 +28,16 @@ FLOORS = {
     **dict.fromkeys(
         ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion",
          "emotion_flags", "atomic", "command", "console", "blas", "torch_file", "torch_pickler",
-         "torch_unpickler", "quantization", "adapter", "live_config"), 0,
+         "torch_unpickler", "quantization", "adapter", "adapter_config", "live_config"), 0,
     ),
     **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint", "checkpoint_model",
-                     "conversion"), 1),
+                     "conversion", "adapter_file"), 1),
     "data": 2,
     **dict.fromkeys(("models", "generation", "runs"), 3),
-    **dict.fromkeys(("training", "evaluation"), 4),
+    **dict.fromkeys(("training", "evaluation", "hub", "model_card", "sharing"), 4),
     **dict.fromkeys(COMMANDS, 5),
     "live": 5,
+    "workflow": 5,
 }  # fmt: skip
 
 IMPORT_WITHOUT_FRAMEWORKS = """
