@@ -23,6 +23,8 @@ COMMANDS = {
     "picture": "show a song as a cloud of light: a picture or a film",
     "evaluate": "measure a model or the music it writes",
     "convert": "move a checkpoint between MLX and PyTorch, or quantise it",
+    "push": "share a checkpoint on the Hugging Face hub",
+    "pull": "get a shared checkpoint",
     "workflow": "the whole life cycle in one go, from files to a report",
 }
 

@@ -1,4 +1,8 @@
-"""`python -m kmidi_mlx.train`: train a model on this machine."""
+"""`python -m kmidi_mlx.train`: train a model on this machine, or on several Macs.
+
+Several processes: `mlx.launch -n N -- python -m kmidi_mlx.train …`; N of them that accumulate over
+A micro-batches do what one does that accumulates over N x A.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kmidi_mlx import checkpoint
-from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, interruptible, run
+from kmidi_mlx.command import (
+    INTERRUPTED,
+    WRONG_USE,
+    CommandParser,
+    add_config_arguments,
+    interruptible,
+    run,
+)
 from kmidi_mlx.config import (
     RUN_CONFIGS,
     EmotionRecognizerConfig,
@@ -20,6 +32,8 @@ from kmidi_mlx.config import (
 )
 from kmidi_mlx.config_file import describe_options, load_config
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.runs.processes import SaidByLeaderError
+from kmidi_mlx.runs.trackers import add_tracker_arguments, check_trackers
 from kmidi_mlx.runs.trainer import Outcome
 
 REASONS = {
@@ -32,11 +46,12 @@ REASONS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be trained: the run, its checkpoint folder, and whether it goes on with it."""
+    """What is to be trained: the run, its folder, whether it goes on with it, who follows it."""
 
     config: RunConfig
     out: Path
     resume: bool
+    trackers: tuple[str, ...] = ()
 
 
 def main(argv: list[str]) -> int:
@@ -46,19 +61,36 @@ def main(argv: list[str]) -> int:
     if args.help_config:
         print(describe_options(RUN_CONFIGS[args.model]))
         return 0
-    plan = plan_run(args)
-    # imported late, so that --help and wrong flags answer at once
-    from kmidi_mlx.training.run import train_model
+    try:
+        return _train(args, parser.prog)
+    except SaidByLeaderError:
+        return WRONG_USE
 
-    with interruptible() as interruption, checkpoint.exclusive(plan.out):
+
+def _train(args: argparse.Namespace, command: str) -> int:
+    # imported late, so that --help and wrong flags answer at once
+    from kmidi_mlx.training.distributed import joined
+
+    with ExitStack() as held:
+        processes = held.enter_context(joined())
+        interruption = held.enter_context(interruptible())
+        plan = processes.told(lambda: plan_run(args))
+        from kmidi_mlx.training.run import train_model
+
+        if processes.leads:
+            held.enter_context(checkpoint.exclusive(plan.out))
         outcome = train_model(
             plan.config,
             plan.out,
             plan.resume,
             interruption,
             lambda line: print(line, file=sys.stderr),
+            plan.trackers,
+            processes,
         )
-    return report(outcome, plan, args.json, parser.prog)
+    if processes.leads:
+        return report(outcome, plan, args.json, command)
+    return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
 def train_parser(prog: str, description: str) -> CommandParser:
@@ -76,6 +108,7 @@ def train_parser(prog: str, description: str) -> CommandParser:
         "--out", type=Path, metavar="DIR", help="checkpoint folder (default: checkpoints/MODEL)"
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    add_tracker_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
@@ -90,7 +123,8 @@ def plan_run(args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda 
         is_ours: whether to go on with what is in a folder, if anything is, without being told to.
 
     Raises:
-        KmidiError: for settings that cannot be, nothing to resume, or a folder that is in use.
+        KmidiError: for settings that cannot be, nothing to resume, a folder that is in use, or a
+            tracker that is not installed.
     """
     out = args.out or Path("checkpoints") / args.model
     files, overrides = list(args.config_files), list(args.overrides)
@@ -111,7 +145,7 @@ def plan_run(args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda 
     config = load_config(args.model, files, overrides)
     if started and not resume:
         raise KmidiError(f"{out} already holds a run; use --resume to go on or give another --out.")
-    return Plan(config, out, resume)
+    return Plan(config, out, resume, check_trackers(args.trackers))
 
 
 def add_recording_arguments(parser: CommandParser) -> None:
@@ -185,8 +219,9 @@ def report(outcome: Outcome, plan: Plan, as_json: bool, command: str) -> int:
     else:
         _print_result(result, outcome.unit, outcome.loss_unit)
         if outcome.reason in ("interrupted", "time_limit"):
-            limit = " --set training.max_minutes=0" if outcome.reason == "time_limit" else ""
-            flags = f"--model {plan.config.name} --out {plan.out} --resume{limit}"
+            more = " --set training.max_minutes=0" if outcome.reason == "time_limit" else ""
+            more += "".join(f" --tracker {name}" for name in plan.trackers)
+            flags = f"--model {plan.config.name} --out {plan.out} --resume{more}"
             print(f"go on with: {command} {flags}")
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 

@@ -18,6 +18,7 @@ from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, WRONG_USE, interruptible, run
 from kmidi_mlx.config import RUN_CONFIGS
 from kmidi_mlx.config_file import describe_options
+from kmidi_mlx.runs.processes import SaidByLeaderError
 from kmidi_mlx.train import plan_run, report, train_parser
 
 if TYPE_CHECKING:
@@ -29,14 +30,13 @@ COMMAND = "python -m kmidi_torch.train"
 def main(argv: list[str]) -> int:
     """Parse the flags, train, print where the result is."""
     parser = train_parser(COMMAND, "Train a model with PyTorch.")
-    _add_device_arguments(parser)
+    add_device_arguments(parser)
     args = parser.parse_args(argv)
     if args.help_config:
         print(describe_options(RUN_CONFIGS[args.model]))
         return 0
     # imported late, so that --help and wrong flags answer at once
     from kmidi_torch.training.device import DeviceOptions
-    from kmidi_torch.training.distributed import SaidByLeaderError
 
     options = DeviceOptions(args.device, args.compile, args.deterministic, args.tf32)
     try:
@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
         return WRONG_USE
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where and how PyTorch trains."""
     group = parser.add_argument_group("device")
     group.add_argument(
         "--device", metavar="NAME", help="cuda, cuda:N, mps or cpu (default: the first there is)"
@@ -67,18 +68,18 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(args: argparse.Namespace, options: DeviceOptions) -> int:
     from kmidi_torch.training.device import choose_device
-    from kmidi_torch.training.distributed import joined, launch_name, local_rank
+    from kmidi_torch.training.distributed import joined, local_rank
 
     device = choose_device(options.name, local_rank())
     with ExitStack() as held:
         interruption = held.enter_context(interruptible())
         processes = held.enter_context(joined(device))
-        plan = processes.told(lambda: plan_run(args, _is_ours))
+        plan = processes.told(lambda: plan_run(args, is_ours))
         from kmidi_torch.training.run import train_model
 
         if processes.leads:
             held.enter_context(checkpoint.exclusive(plan.out))
-            (plan.out / checkpoint.LOCK).write_text(launch_name(), encoding="utf-8")
+            mark_as_ours(plan.out)
         outcome = train_model(
             plan.config,
             plan.out,
@@ -87,13 +88,21 @@ def _train(args: argparse.Namespace, options: DeviceOptions) -> int:
             lambda line: print(line, file=sys.stderr),
             options,
             processes,
+            plan.trackers,
         )
     if processes.leads:
         return report(outcome, plan, args.json, COMMAND)
     return INTERRUPTED if outcome.reason == "interrupted" else 0
 
 
-def _is_ours(out: Path) -> bool:
+def mark_as_ours(out: Path) -> None:
+    """Write into a folder that is held which launch holds it, for `is_ours`."""
+    from kmidi_torch.training.distributed import launch_name
+
+    (out / checkpoint.LOCK).write_text(launch_name(), encoding="utf-8")
+
+
+def is_ours(out: Path) -> bool:
     """Whether a folder holds what this launch had begun before `torchrun` started it anew."""
     from kmidi_torch.training.distributed import launch_name, was_restarted
 
@@ -101,7 +110,7 @@ def _is_ours(out: Path) -> bool:
     return was_restarted() and lock.exists() and lock.read_text("utf-8") == launch_name()
 
 
-def _leave(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
     """End the process; threads that PyTorch keeps between processes may abort an ordinary end."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
@@ -111,4 +120,4 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(run(main))
+    leave(run(main))

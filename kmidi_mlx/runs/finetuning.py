@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -18,8 +18,8 @@ from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.errors import KmidiError
 
 __all__ = [
-    "REPORT", "FinetunePlan", "Losses", "Memory", "original_music", "plan_finetuning",
-    "save_memory",
+    "REPORT", "FinetunePlan", "Losses", "Memory", "about_base", "original_music",
+    "plan_finetuning", "save_memory",
 ]  # fmt: skip
 
 #: What fine-tuning gained and forgot, beside the weights.
@@ -91,6 +91,7 @@ def plan_finetuning(
     resume: bool,
     config_files: Sequence[Path],
     overrides: Sequence[str],
+    is_ours: Callable[[Path], bool] = lambda out: False,
 ) -> FinetunePlan:
     """Settle what is to be done.
 
@@ -103,15 +104,15 @@ def plan_finetuning(
         original: prepared music of the base; None: where the base says it was.
         resume: go on with the run in the folder.
         config_files, overrides: as of `load_config`.
+        is_ours: whether to go on with what is in a folder, if anything is, without being told to.
 
     Raises:
         KmidiError: for settings that cannot be, a base that cannot be opened, nothing to resume,
             or a folder that holds a run already.
     """
     overrides = list(overrides)
-    if resume and out is None:
-        out = _folder(base, name or (data.stem if data else ""), True)
-    if resume and out is not None:
+    if resume:
+        out = out or _begun(base, name or (data.stem if data else ""))
         return _resumed(model, data, out, original, config_files, overrides)
     if data is None:
         raise KmidiError("nothing to learn from: name a folder of music with --data.")
@@ -131,6 +132,8 @@ def plan_finetuning(
     if any(
         (out / file).exists() for file in (checkpoint.LAST, checkpoint.BEST, checkpoint.ADAPTER)
     ):
+        if is_ours(out):
+            return _resumed(model, data, out, original, config_files, overrides)
         raise KmidiError(
             f"{out} already holds a run; use --resume to go on or give another --name."
         )
@@ -153,7 +156,9 @@ def _resumed(
     if saved is None:
         raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
     config = load_config(model, [saved, *config_files], overrides)
-    prepared = data is None or (data / "dataset.json").exists()
+    # prepared once: sides drawn anew could hold out what was learnt from
+    path = Path(config.data.path)  # type: ignore[attr-defined]
+    prepared = any((each / "dataset.json").exists() for each in (path, data) if each is not None)
     return FinetunePlan(config, out, True, None if prepared else data, original)
 
 
@@ -164,6 +169,12 @@ def _folder(base: Path, name: str, adapts: bool) -> Path:
     return (
         folder / checkpoint.ADAPTERS / name if adapts else folder.parent / f"{folder.name}-{name}"
     )
+
+
+def _begun(base: Path, name: str) -> Path:
+    """Return the folder of a run of this name, which trains adapters or every weight."""
+    folders = [_folder(base, name, adapts) for adapts in (True, False)]
+    return next((folder for folder in folders if folder.exists()), folders[0])
 
 
 def _only(config: RunConfig, sections: Sequence[str]) -> RunConfig:
@@ -187,6 +198,12 @@ def original_music(plan: FinetunePlan) -> tuple[Path | None, str]:
     with as_file(files("kmidi_mlx") / "assets" / "pop909") as folder:
         prepare_midi([folder / "manifest.jsonl"], plan.out / _SHIPPED_DATA, licence="MIT")
     return plan.out / _SHIPPED_DATA, "pieces that come with kmidi"
+
+
+def about_base(plan: FinetunePlan) -> dict[str, str]:
+    """Return what results say of the weights that they were trained over: `name` and `digest`."""
+    path = Path(plan.config.adapter.base)
+    return {"name": path.name, "digest": open_weights(path, type(plan.config)).digest}
 
 
 def save_memory(memory: Memory, folder: Path) -> None:

@@ -18,14 +18,17 @@ _UPDATE_COPIES = 9
 _TOKEN_KEPT, _MLP_KEPT, _POINT_KEPT = 12, 3, 400
 
 
-def estimated_bytes(config: RunConfig, parameters: int) -> int:
+def estimated_bytes(config: RunConfig, parameters: int, trained: int | None = None) -> int:
     """Peak memory of a training step, right to about a third.
 
     Args:
         config: the run.
         parameters: number of weights.
+        trained: of them; None: all.
     """
     training = config.training
+    trained = parameters if trained is None else trained
+    frozen = 4 * (parameters - trained)
     # fp32 weights, gradients and two moments; an average and a second gradient where they exist
     copies = 4 + (training.ema_decay > 0) + (training.grad_accum_steps > 1)
     item = 4 if training.precision == "fp32" else 2
@@ -36,9 +39,9 @@ def estimated_bytes(config: RunConfig, parameters: int) -> int:
         kept = _cloud_bytes(config, item)
     else:
         kept = 0
-    working = parameters * 4 * copies + half_weights + training.batch_size * kept
+    working = frozen + trained * 4 * copies + half_weights + training.batch_size * kept
     # while the optimiser works, old and new weights, moments and average are there, and gradients
-    updating = parameters * 4 * (_UPDATE_COPIES + 2 * (training.ema_decay > 0))
+    updating = frozen + trained * 4 * (_UPDATE_COPIES + 2 * (training.ema_decay > 0))
     return max(working, updating)
 
 
@@ -88,18 +91,21 @@ def physical_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def require_memory(config: RunConfig, parameters: int, available: int) -> None:
+def require_memory(
+    config: RunConfig, parameters: int, available: int, trained: int | None = None
+) -> None:
     """Refuse a run that this machine would kill.
 
     Args:
         config: the run.
         parameters: number of weights.
         available: bytes there are at the most.
+        trained: how many of the weights are; None: all.
 
     Raises:
         KmidiError: when the estimate is above `available`, with the settings to change.
     """
-    needed = estimated_bytes(config, parameters)
+    needed = estimated_bytes(config, parameters, trained)
     if needed <= available:
         return
     midi = isinstance(config, MidiGeneratorConfig)

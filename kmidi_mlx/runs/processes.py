@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from kmidi_mlx.errors import KmidiError
+
 Value = TypeVar("Value")
+
+
+class SaidByLeaderError(KmidiError):
+    """What the leading process complains about too, so that nobody else needs to."""
 
 
 class Processes:

@@ -80,7 +80,7 @@ class Step(Protocol):
         """
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Let the model hold the weights to use: averaged ones where averaging is on."""
+        """Let the model hold the weights to use, averaged where that is on, and drop nothing."""
 
     def weights_to_use(self) -> Arrays:
         """Averaged weights where averaging is on, else the weights; by name."""

@@ -1,4 +1,7 @@
-"""What a run reports while it trains: JSON lines always, other sinks through the same interface."""
+"""What a run reports while it trains: JSON lines always, other sinks through the same interface.
+
+Sinks that look at runs (`trackers.py`) each live in a process of their own (`tracker_process.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,48 @@ import errno
 import json
 import math
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kmidi_mlx.atomic import write_bytes_atomically
 
 
-class Tracker(Protocol):
-    """Receives what a run reports."""
+class Tracker(ABC):
+    """Receives what a run reports. What a method raises is told once and never stops the run."""
 
+    @property
+    def name(self) -> str:
+        """What it is called where it has failed."""
+        return type(self).__name__
+
+    def start(self, about: dict[str, Any], step: int) -> None:  # noqa: B027 - not all care
+        """Take what is known of a run before its first step.
+
+        Args:
+            about: JSON values: the configuration by section, and what is known of the data.
+            step: after which the run goes on; 0 for a new one. What was reported of later steps
+                will be reported once more.
+        """
+
+    @abstractmethod
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Take numbers measured after optimiser step `step`."""
+        """Take numbers measured after optimiser step `step`; names of judgements begin `val_`."""
+
+    def add_samples(self, step: int, files: Sequence[Path]) -> None:  # noqa: B027 - not all care
+        """Take files that show what the model made at an evaluation; they stay where they are."""
+
+    def finish(self, reason: str) -> None:  # noqa: B027 - not all have something open
+        """Take how the run ended, as in `Outcome`, or `failed`; nothing is reported after it."""
 
 
-class JsonLinesTracker:
+def grouped(name: str) -> str:
+    """Return the name of a number in sinks that group names: `train/loss`, `val/loss`."""
+    return f"val/{name.removeprefix('val_')}" if name.startswith("val_") else f"train/{name}"
+
+
+class JsonLinesTracker(Tracker):
     """Appends one JSON object per report to a file.
 
     On a resume the lines after the resumed step are dropped, so that the file reads as if the run

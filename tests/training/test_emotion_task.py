@@ -22,6 +22,7 @@ from kmidi_mlx.config_file import load_config
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.loading import load_recognizer
 from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.tracker import Tracker
 from kmidi_mlx.runs.trainer import Trainer
 from kmidi_mlx.training.emotion_task import EmotionTask, losses_of
 from kmidi_mlx.training.run import make_step, make_task, train_model
@@ -251,7 +252,7 @@ def test_a_run_in_two_parts_ends_with_the_same_bits(
 
     stop = Interruption()
 
-    class StopAfterSeven:
+    class StopAfterSeven(Tracker):
         def log(self, step: int, values: dict[str, Any]) -> None:
             stop.requested = step >= 7
 
