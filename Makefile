@@ -44,6 +44,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(DEVELOPED): $(INSTALLED)
 	$(PIP) -e '.[dev]'
+# SkyPilot wants older libraries than kmidi has, so its loader has an environment of its own
+	$(PYTHON) -m venv $(VENV)/skypilot
+	$(VENV)/skypilot/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1
 	touch $(DEVELOPED)
 
 clean:

@@ -13,7 +13,6 @@ where fp32 is multiplied in it); None where the peak is not known, such as on a 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.spectocloud import DEFAULT_POINTS
 from kmidi_torch.models.midi_transformer import EmotionMIDITransformer
 from kmidi_torch.models.spectocloud_vit import SpectocloudViT
+from kmidi_torch.planning.gpus import PEAKS, gpu_of_device
 from kmidi_torch.training.cloud_losses import cloud_losses
 from kmidi_torch.training.cloud_task import clouds_of
 from kmidi_torch.training.device import DeviceOptions, choose_device, prepare_device
@@ -55,21 +55,6 @@ COLUMNS = (
     "mfu",
     "peak_gb",
 )
-#: Dense TFLOP/s of matrix products by the makers' data sheets: bf16 and fp16, TF32, fp32.
-PEAKS = {
-    "H100 PCIe": (756.0, 378.0, 51.0),
-    "H100 NVL": (835.0, 417.5, 60.0),
-    "H100": (989.0, 494.5, 67.0),
-    "H200": (989.0, 494.5, 67.0),
-    "A100": (312.0, 156.0, 19.5),
-    "L40S": (362.0, 183.0, 91.6),
-    "L40": (181.0, 90.5, 90.5),
-    "L4": (121.0, 60.0, 30.3),
-    "A10G": (70.0, 35.0, 31.2),
-    "A10": (125.0, 62.5, 31.2),
-    "RTX 4090": (165.2, 82.6, 82.6),
-    "RTX 3090": (71.0, 35.6, 35.6),
-}
 
 
 def main(argv: list[str]) -> int:
@@ -231,11 +216,8 @@ def peak_flops(device: torch.device, precision: str, tf32: bool) -> float | None
     """Operations a second that a device is made for; None where that is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    for part, (half, third, full) in PEAKS.items():
-        if re.search(rf"\b{part}\b", name) and "Laptop" not in name:
-            return 1e12 * (half if precision != "fp32" else third if tf32 else full)
-    return None
+    gpu = gpu_of_device(torch.cuda.get_device_name(device))
+    return None if gpu is None else PEAKS[gpu].of(precision, tf32)
 
 
 #: What can be measured, by model.

@@ -1,0 +1,1 @@
+"""What training on rented GPUs takes: work, speed, prices, and what follows; no framework."""
