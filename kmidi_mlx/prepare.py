@@ -1,11 +1,14 @@
-"""`kmidi prepare KIND SRC… --out DIR`: turn files into a data set."""
+"""`kmidi prepare KIND SRC… --out DIR`: turn files into a data set.
+
+Many jobs may share the work (`--shard I/N`); `kmidi prepare merge DIR` makes one data set of it.
+"""
 
 from __future__ import annotations
 
 import sys
 
 from kmidi_mlx.command import CommandParser, run
-from kmidi_mlx.prepare_kinds import audio_emotion, midi, spectocloud
+from kmidi_mlx.prepare_kinds import audio_emotion, merge, midi, spectocloud
 
 __all__ = ["main"]
 
@@ -31,7 +34,7 @@ def _parser() -> CommandParser:
         epilog="kmidi prepare KIND --help explains every option.",
     )
     kinds = parser.add_subparsers(title="what to prepare", required=True, metavar="KIND")
-    for kind in (midi, spectocloud, audio_emotion):
+    for kind in (midi, spectocloud, audio_emotion, merge):
         kind.add_parser(kinds)
     usages = [each.format_usage().removeprefix("usage: ") for each in kinds.choices.values()]
     parser.usage = "       ".join(usages).rstrip()

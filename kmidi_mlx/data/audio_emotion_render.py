@@ -8,58 +8,40 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
-from numpy.typing import NDArray
-
-from kmidi_mlx.atomic import atomic_write, remove_leftovers
-from kmidi_mlx.audio.sampler import render
+from kmidi_mlx.atomic import remove_leftovers
+from kmidi_mlx.data.audio_emotion_recording import (
+    RECIPE_VERSION,
+    Job,
+    describe_recording,
+    draw_change,
+    file_digest,
+    is_labelled,
+    recording_name,
+    render_jobs,
+)
 from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.manifest import SPLITS, read_manifest, write_manifest
+from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import Source, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.augment import scale_velocity, slice_notes, time_stretch, transpose
-from kmidi_mlx.music.midi_file import read_midi
-from kmidi_mlx.music.mood import cell_statistics, mood_features, window_sums
-from kmidi_mlx.music.notes import Notes
 
-__all__ = ["QUADRANT_LABELS", "RenderReport", "quadrant_label", "render_audio_emotion"]
+__all__ = ["KIND", "RenderReport", "merge_audio_emotion", "render_audio_emotion"]
 
-#: Labels of the quadrants of valence and arousal, by (valence >= 0, arousal >= 0).
-QUADRANT_LABELS = {
-    (True, True): "happy",
-    (False, True): "angry",
-    (False, False): "sad",
-    (True, False): "calm",
-}
-
+#: What `kmidi prepare` calls it.
+KIND = "audio-emotion"
 _MANIFEST, _REJECTED, _AUDIO = "manifest.jsonl", "rejected.jsonl", "audio"
-# Change it when the sound of a rendering changes, so that older ones are made anew.
-_RECIPE_VERSION = 1
-_TAIL_SECONDS = 1.0
-_CUE_WINDOW_SECONDS, _CUE_HOP_SECONDS = 8.0, 1.0
-_MOST_SEMITONES = 5
-_STRETCH, _VELOCITY_SCALE = 0.05, 0.15
-_FULL_SCALE_16_BIT = 32_767.0
 _CHUNK = 2
-# Keys of a MIDI manifest that speak of times or sizes of the file that was rendered.
-_KEYS_OF_THE_FILE = ("chords", "beats", "key_segments", "n_notes", "n_tokens", "duration_s")
-_KEYS_OF_THE_EMOTION = ("label", "valence", "arousal", "intensity")
-# Keys that are no longer true of a transposed variant.
-_KEYS_OF_THE_PITCH = ("key",)
 
 
 @dataclass(frozen=True)
@@ -76,9 +58,9 @@ class RenderReport:
         rejected: MIDI files that were left out.
         seconds: time that rendering took.
         audio_seconds: length of what was rendered.
-        splits: recordings and songs by side, if complete.
-        labels: recordings by label, if complete.
-        unlabelled: recordings without numbers and label, if complete.
+        splits: recordings and songs by side, if the data set is complete.
+        labels: recordings by label, likewise.
+        unlabelled: recordings without numbers and label, likewise.
     """
 
     complete: bool
@@ -95,39 +77,6 @@ class RenderReport:
     unlabelled: int = 0
 
 
-@dataclass(frozen=True)
-class _Change:
-    semitones: int = 0
-    stretch: float = 1.0
-    velocity: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One recording to make."""
-
-    source: int
-    variant: int
-    midi: str
-    target: str
-    seconds: float
-    sample_rate: int
-    change: _Change
-
-
-@dataclass(frozen=True)
-class _Made:
-    """How a job went: length of the recording, or what is wrong with its file."""
-
-    seconds: float
-    problem: str | None = None
-
-
-def quadrant_label(valence: float, arousal: float) -> str:
-    """Return happy, angry, sad or calm: the label of the quadrant; 0 counts as positive."""
-    return QUADRANT_LABELS[valence >= 0.0, arousal >= 0.0]
-
-
 def render_audio_emotion(
     sources: Sequence[Path],
     out: Path,
@@ -142,6 +91,7 @@ def render_audio_emotion(
     with_unlabelled: bool = False,
     workers: int | None = None,
     seed: int = 0,
+    share: Share | None = None,
     on_start: Callable[[str, int], None] = lambda work, files: None,
     on_progress: Callable[[int, int], None] = lambda files, seconds: None,
     stop: Callable[[], bool] = lambda: False,
@@ -170,6 +120,7 @@ def render_audio_emotion(
         with_unlabelled: render music without labels as well; else it is rejected.
         workers: processes; None for the number of cores.
         seed: of the changes.
+        share: render only this share of the files, for `merge_audio_emotion`.
         on_start: called when work begins with what it is, `compose` or `render`, and the number
             of files to make.
         on_progress: called with the files and seconds of sound made since the last call.
@@ -186,7 +137,11 @@ def render_audio_emotion(
     out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
     listed = list_sources(sources, root=root, skip=out) if sources else []
     _check_destination(out, sources)
-    with locked(out):
+    folder = out
+    if share is not None:
+        check_share(synthetic)
+        folder = share.folder(out)
+    with locked(folder):
         composed = 0
         if synthetic:
             on_start("compose", synthetic)
@@ -207,63 +162,81 @@ def render_audio_emotion(
             if composed < synthetic:
                 return RenderReport(False, len(listed) + synthetic, composed, 0, 0, 0, 0, 0.0, 0.0)
             listed += list_sources([practice])
-        (out / _AUDIO).mkdir(exist_ok=True)
-        remove_leftovers(out / _AUDIO)
-        problems: dict[int, str] = {}
-        wanted: list[_Job] = []
+        if share is not None:
+            reopen(folder)
+        (folder / _AUDIO).mkdir(exist_ok=True)
+        remove_leftovers(folder / _AUDIO)
         held_out = {
             source.song
             for source in listed
-            if _is_labelled(source) and source.split not in (None, "train")
+            if is_labelled(source) and source.split not in (None, "train")
         }
-        for number, source in enumerate(listed):
+        numbers = range(len(listed)) if share is None else share.of(range(len(listed)))
+        problems: dict[int, str] = {}
+        wanted: list[Job] = []
+        for number in numbers:
+            source = listed[number]
             problem = _unusable(source, with_unlabelled, held_out)
-            digest = None if problem else _digest(Path(source.path))
+            digest = None if problem else file_digest(Path(source.path))
             if digest is None:
                 problems[number] = problem or "cannot be read"
                 continue
-            for variant in range(variants + 1 if _is_labelled(source) else 1):
-                change = _drawn(digest, seed, variant)
+            for variant in range(variants + 1 if is_labelled(source) else 1):
+                change = draw_change(digest, seed, variant)
+                name = recording_name(source, digest, sample_rate, seconds, change)
+                target = str(folder / _AUDIO / name)
                 wanted.append(
-                    _Job(
-                        number,
-                        variant,
-                        source.path,
-                        str(out / _AUDIO / _name(source, digest, sample_rate, seconds, change)),
-                        seconds,
-                        sample_rate,
-                        change,
-                    )
+                    Job(number, variant, source.path, target, seconds, sample_rate, change)
                 )
         missing = {job.target: job for job in wanted if not Path(job.target).exists()}
         on_start("render", len(missing))
         started = time.perf_counter()
+        failed: dict[str, tuple[Job, str]] = {}
         rendered, audio_seconds = 0, 0.0
         for done in map_chunks(
-            _render_jobs,
+            render_jobs,
             list(missing.values()),
             workers=min(workers or os.cpu_count() or 1, max(1, -(-len(missing) // _CHUNK))),
             chunk_size=_CHUNK,
             stop=stop,
         ):
             if isinstance(done, Lost):
-                problems[done.item.source] = f"killed its process (exit code {done.exit_code})"
+                reason = f"killed its process (exit code {done.exit_code})"
+                failed[done.item.target] = (done.item, reason)
                 continue
             for job, made in zip(*done, strict=True):
                 if made.problem:
-                    problems[job.source] = made.problem
+                    failed[job.target] = (job, made.problem)
                 rendered += not made.problem
                 audio_seconds += made.seconds
             on_progress(len(done[0]), round(sum(made.seconds for made in done[1])))
         elapsed = time.perf_counter() - started
+        for job in wanted:
+            if job.target in failed:
+                # equal files are rendered once; each is told by its own name
+                tried, problem = failed[job.target]
+                problems[job.source] = problem.replace(tried.midi, job.midi)
         kept = [job for job in wanted if job.source not in problems]
         complete = all(Path(job.target).exists() for job in kept)
-        rows = _commit(out, listed, kept, problems, licence) if complete else []
-    songs = {(row["split"], row["song"]) for row in rows}
-    sides = Counter(row["split"] for row in rows)
+        rows: list[dict[str, Any]] = []
+        if complete:
+            lines = [describe_recording(folder, listed[job.source], job, licence) for job in kept]
+            if share is None:
+                rows = lines
+                _commit(out, listed, rows, problems)
+            else:
+                flags = {"--seed": seed, "--val-share": val_share, "--licence": licence}
+                flags |= {"--sample-rate": sample_rate, "--seconds": seconds}
+                flags |= {"--variants": variants, "--with-unlabelled": with_unlabelled}
+                results: dict[int, dict[str, Any]] = {number: {"rows": []} for number in numbers}
+                for job, line in zip(kept, lines, strict=True):
+                    results[job.source]["rows"].append(line)
+                results |= {number: {"problem": told} for number, told in problems.items()}
+                order = Order.of(KIND, sources, root, flags, RECIPE_VERSION)
+                order.commit(share, out, listed, [results[number] for number in numbers])
     return RenderReport(
         complete=complete,
-        sources=len(listed),
+        sources=len(numbers),
         composed=composed,
         missing=len(missing),
         rendered=rendered,
@@ -271,14 +244,73 @@ def render_audio_emotion(
         rejected=len(problems),
         seconds=elapsed,
         audio_seconds=audio_seconds,
-        splits={
+        **_counts(rows),
+    )
+
+
+def merge_audio_emotion(
+    shares: Shares, out: Path, on_progress: Callable[[int], None] = lambda files: None
+) -> RenderReport:
+    """Make the data set of its shards, whose recordings are moved and which are removed then.
+
+    Args:
+        shares: of a data set of recordings.
+        out: their folder.
+        on_progress: called with the files done since the last call.
+
+    Raises:
+        KmidiError: if no file could be used, a recording is missing, another process works on the
+            folder, or the disk refuses.
+    """
+    with locked(out):
+        started = time.perf_counter()
+        (out / _AUDIO).mkdir(exist_ok=True)
+        problems = {
+            number: result["problem"]
+            for number, result in enumerate(shares.results)
+            if "problem" in result
+        }
+        rows = [row for result in shares.results for row in result.get("rows", [])]
+        if not rows:
+            raise _nothing(shares.sources, problems)
+        for number, result in enumerate(shares.results):
+            for row in result.get("rows", []):
+                made, wanted = shares.folder_of(number) / row["path"], out / row["path"]
+                # a merge that was killed may have moved it, or another file has the same sound
+                if made.exists():
+                    made.replace(wanted)
+                elif not wanted.exists():
+                    raise shares.damaged(number)
+            on_progress(1)
+        _commit(out, shares.sources, rows, problems)
+        shares.remove()
+    return RenderReport(
+        complete=True,
+        sources=len(shares.sources),
+        composed=0,
+        missing=0,
+        rendered=0,
+        reused=len({row["path"] for row in rows}),
+        rejected=len(problems),
+        seconds=time.perf_counter() - started,
+        audio_seconds=0.0,
+        **_counts(rows),
+    )
+
+
+def _counts(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a report says of the lines of the manifest."""
+    songs = {(row["split"], row["song"]) for row in rows}
+    sides = Counter(row["split"] for row in rows)
+    return {
+        "splits": {
             split: (sides[split], sum(side == split for side, _ in songs))
             for split in SPLITS
             if sides[split]
         },
-        labels=dict(sorted(Counter(row["label"] for row in rows if "label" in row).items())),
-        unlabelled=sum("label" not in row for row in rows),
-    )
+        "labels": dict(sorted(Counter(row["label"] for row in rows if "label" in row).items())),
+        "unlabelled": sum("label" not in row for row in rows),
+    }
 
 
 def _check(sample_rate: int, seconds: float, variants: int, workers: int | None, seed: int) -> None:
@@ -311,15 +343,8 @@ def _check_destination(out: Path, sources: Sequence[Path]) -> None:
             )
 
 
-def _is_labelled(source: Source) -> bool:
-    values = source.values
-    if values.get("label") is not None:
-        return True
-    return values.get("valence") is not None and values.get("arousal") is not None
-
-
 def _unusable(source: Source, with_unlabelled: bool, held_out: set[str]) -> str | None:
-    if _is_labelled(source):
+    if is_labelled(source):
         return None
     if not with_unlabelled:
         return "no emotion is given: a line of a manifest needs a label, or valence and arousal"
@@ -328,108 +353,20 @@ def _unusable(source: Source, with_unlabelled: bool, held_out: set[str]) -> str 
     return None
 
 
-def _digest(path: Path) -> str | None:
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    except OSError:
-        return None
-
-
-def _drawn(digest: str, seed: int, variant: int) -> _Change:
-    if not variant:
-        return _Change()
-    rng = np.random.default_rng((seed, variant, int(digest, 16)))
-    # never 0: that would be the music as written
-    semitones = int(rng.choice([n for n in range(-_MOST_SEMITONES, _MOST_SEMITONES + 1) if n]))
-    stretch, velocity = rng.uniform(-1.0, 1.0, 2).tolist()
-    return _Change(
-        semitones, round(1.0 + _STRETCH * stretch, 4), round(1.0 + _VELOCITY_SCALE * velocity, 4)
-    )
-
-
-def _name(source: Source, digest: str, sample_rate: int, seconds: float, change: _Change) -> str:
-    recipe = {
-        "version": _RECIPE_VERSION,
-        "midi": digest,
-        "sample_rate": sample_rate,
-        "seconds": seconds,
-        **asdict(change),
-    }
-    key = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=6).hexdigest()
-    stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.path).stem).strip("-")[:60]
-    return f"{stem or 'piece'}-{key}.flac"
-
-
-def _render_jobs(jobs: list[_Job]) -> list[_Made]:
-    made = []
-    for job in jobs:
-        try:
-            made.append(_Made(_render_job(job)))
-        except KmidiError as error:
-            made.append(_Made(0.0, str(error)))
-    return made
-
-
-def _played(job: _Job) -> tuple[Notes, float]:
-    """Return the notes of a recording and how long they are to be rendered."""
-    notes = read_midi(Path(job.midi))
-    if not len(notes):
-        raise KmidiError(f"{job.midi} has no notes.")
-    change = job.change
-    if change != _Change():
-        notes = scale_velocity(transpose(notes, change.semitones), change.velocity)
-        notes = time_stretch(notes, change.stretch)
-    return _middle(notes, job.seconds)
-
-
-def _cues(job: _Job) -> list[list[float]]:
-    cells = cell_statistics(_played(job)[0], _CUE_HOP_SECONDS)
-    sums = window_sums(cells, round(_CUE_WINDOW_SECONDS / _CUE_HOP_SECONDS), 1)
-    found: list[list[float]] = np.round(mood_features(sums), 4).tolist()
-    return found
-
-
-def _render_job(job: _Job) -> float:
-    notes, length = _played(job)
-    sound = render(notes, sample_rate=job.sample_rate, seconds=length).mean(axis=1)
-    _write_flac(Path(job.target), sound, job.sample_rate)
-    return len(sound) / job.sample_rate
-
-
-def _middle(notes: Notes, seconds: float) -> tuple[Notes, float]:
-    spare = notes.duration_seconds - seconds
-    if spare <= 0:
-        return notes, min(seconds, notes.duration_seconds + _TAIL_SECONDS)
-    return slice_notes(notes, spare / 2, spare / 2 + seconds), seconds
-
-
-def _write_flac(path: Path, samples: NDArray[np.float32], sample_rate: int) -> None:
-    peak = max(1.0, float(np.abs(samples).max(initial=0.0)))
-    whole = np.rint(samples * (_FULL_SCALE_16_BIT / peak)).astype(np.int16)
-    with atomic_write(path) as temporary:
-        try:
-            soundfile.write(temporary, whole, sample_rate, subtype="PCM_16", format="FLAC")
-        except soundfile.SoundFileError as error:
-            raise KmidiError(f"cannot write {path}: {error}.") from error
-
-
 def _commit(
     out: Path,
-    listed: list[Source],
-    kept: list[_Job],
-    problems: dict[int, str],
-    licence: str | None,
-) -> list[dict[str, Any]]:
+    listed: Sequence[Source],
+    rows: list[dict[str, Any]],
+    problems: Mapping[int, str],
+) -> None:
     """Write the manifests, then remove recordings of the last run that are no longer listed."""
-    if not kept:
-        first = next(iter(problems.values()))
-        raise KmidiError(f"none of the {len(listed)} files can be used; the first: {first}.")
+    if not rows:
+        raise _nothing(listed, problems)
     manifest = out / _MANIFEST
     before = {
         str(row.values["path"])
         for row in (read_manifest(manifest, required=("path",)) if manifest.exists() else [])
     }
-    rows = [_row(out, listed[job.source], job, licence) for job in kept]
     write_manifest(manifest, rows)
     write_manifest(
         out / _REJECTED,
@@ -442,26 +379,8 @@ def _commit(
         # only what an earlier run put there
         if re.fullmatch(rf"{_AUDIO}/[\w-]+-[0-9a-f]{{12}}\.flac", name):
             (out / name).unlink(missing_ok=True)
-    return rows
 
 
-def _row(out: Path, source: Source, job: _Job, licence: str | None) -> dict[str, Any]:
-    path = Path(job.target)
-    dropped = {*_KEYS_OF_THE_FILE, *(_KEYS_OF_THE_PITCH if job.variant else ())}
-    values = {key: value for key, value in source.values.items() if key not in dropped}
-    values["path"] = str(path.relative_to(out))
-    values["song"] = source.song
-    if licence is not None:
-        values.setdefault("licence", licence)
-    if not _is_labelled(source):
-        # one number alone is not used
-        for key in _KEYS_OF_THE_EMOTION:
-            values.pop(key, None)
-        values["split"] = "train"
-    elif values.get("label") is None:
-        values["label"] = quadrant_label(values["valence"], values["arousal"])
-    with soundfile.SoundFile(path) as file:
-        length = file.frames / file.samplerate
-    values["cues"] = _cues(job)
-    values["cue_window_s"], values["cue_hop_s"] = _CUE_WINDOW_SECONDS, _CUE_HOP_SECONDS
-    return {**values, "midi": source.path, "variant": job.variant, "duration_s": round(length, 3)}
+def _nothing(listed: Sequence[Source], problems: Mapping[int, str]) -> KmidiError:
+    first = problems[min(problems)]
+    return KmidiError(f"none of the {len(listed)} files can be used; the first: {first}.")

@@ -1,10 +1,15 @@
-"""What a prepared folder holds: shards that were committed, and the data set made of them."""
+"""What a prepared folder holds: shards that were committed, and the data set made of them.
+
+While files are read, what they became is committed in `.parts`, in any order. At the end the data
+set is composed of that and of what an earlier run left, in the order of the sources: so the folder
+does not tell which run, how many processes, or which machines have read what.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections import Counter
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx.data.columns import MOOD_SOURCES, Content, PieceIndex
-from kmidi_mlx.data.grouping import assign_splits, connect
-from kmidi_mlx.data.manifest import SPLITS, read_manifest, write_manifest
+from kmidi_mlx.data.columns import Content
+from kmidi_mlx.data.manifest import read_manifest, write_manifest
+from kmidi_mlx.data.piece_index import Piece, Summary, describe_pieces, index_pieces, summarise
 from kmidi_mlx.data.shards import (
     FORMAT,
+    PARTS,
     read_shard,
+    read_tokens,
     rewrite_notes,
     shard_path,
     tokens_path,
@@ -34,10 +41,12 @@ from kmidi_mlx.data.tokenise import (
     content_digest,
 )
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.events import STEPS_PER_SECOND
 from kmidi_mlx.music.mood import COEFFICIENTS_PATH
 
-__all__ = ["Catalogue", "Side", "Summary"]
+__all__ = ["Catalogue", "recipe"]
+
+_SHARD_TOKENS = 8 << 20
+_NEW = ".new"
 
 _LABELS_TEXT = (
     "Valence and arousal are on the steering scale of kmidi_mlx.music.mood. 'estimated': by that "
@@ -46,52 +55,23 @@ _LABELS_TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Side:
-    """Size of one side of a data set; exact duplicates count."""
+def recipe() -> dict[str, Any]:
+    """Return the versions that decide what a file becomes."""
+    return {
+        "format": FORMAT,
+        "tokeniser": TOKENISER_VERSION,
+        "mood": [MOOD_HOP_STEPS, MOOD_WINDOW_STEPS],
+        "label_model": hashlib.blake2b(COEFFICIENTS_PATH.read_bytes()).hexdigest()[:16],
+    }
 
-    pieces: int
-    songs: int
-    tokens: int
-    hours: float
 
-
-@dataclass(frozen=True)
-class Summary:
-    """What a data set is; `dataset.json` says the same.
-
-    Attributes:
-        splits: size of each side that has pieces.
-        rejected: sources that could not be used.
-        duplicates: pieces whose tokens equal another piece's; batches leave them out.
-        moved: pieces that are not on the side their manifest asked for, because a duplicate or
-            another version is on a more protected side.
-        synthetic: whether there is any synthetic piece.
-        synthetic_pieces: how many.
-        licences: what manifests and the caller said of licences, sorted.
-        labels: pieces by where valence and arousal come from.
-        with_chords: pieces with chords.
-        with_key: pieces with a key.
-        largest_group: most pieces that have to stay together.
-    """
-
-    splits: dict[str, Side]
-    rejected: int
-    duplicates: int
-    moved: int
-    synthetic: bool
-    synthetic_pieces: int
-    licences: list[str]
-    labels: dict[str, int]
-    with_chords: int
-    with_key: int
-    largest_group: int
+_Key = tuple[Path, int]  # a shard: its folder and number
 
 
 @dataclass(frozen=True)
 class _Place:
-    shard: int
-    row: int  # -1: rejected
+    shard: _Key
+    row: int  # of a piece, from 0; of a rejected file -1, -2, …
     note: dict[str, Any]
 
 
@@ -103,29 +83,34 @@ class Catalogue:
 
     Args:
         folder: an existing folder.
+        others: folders whose shards may be used too; nothing is changed there.
+        shard_tokens: most tokens in a shard of more than one piece.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, others: Sequence[Path] = (), shard_tokens: int = _SHARD_TOKENS
+    ) -> None:
         self._folder = folder
-        self._contents: dict[int, Content] = {}
-        self._notes: dict[int, dict[str, Any]] = {}
+        self._parts = folder / PARTS
+        self._shard_tokens = shard_tokens
+        self._contents: dict[_Key, Content] = {}
+        self._notes: dict[_Key, dict[str, Any]] = {}
         self._places: dict[str, _Place] = {}
-        self._touched: set[int] = set()
-        self._committed: set[int] = set()
-        self._recipe = {
-            "format": FORMAT,
-            "tokeniser": TOKENISER_VERSION,
-            "mood": [MOOD_HOP_STEPS, MOOD_WINDOW_STEPS],
-            "label_model": hashlib.blake2b(COEFFICIENTS_PATH.read_bytes()).hexdigest()[:16],
-        }
-        self._next = 0
-        for number in self._numbers_on_disk():
-            self._next = number + 1
-            with contextlib.suppress(KmidiError, OSError):
-                content, notes = read_shard(folder, number)
-                size = tokens_path(folder, number).stat().st_size
-                if notes["recipe"] == self._recipe and size == 2 * int(content.length.sum()):
-                    self._add(number, content, notes)
+        self._touched: set[_Key] = set()
+        self._committed: set[_Key] = set()
+        self._recipe = recipe()
+        shutil.rmtree(folder / _NEW, ignore_errors=True)
+        for place in (folder, self._parts):
+            for stray in place.glob(".tmp-*"):
+                stray.unlink(missing_ok=True)
+        for place in (folder, self._parts, *others):
+            for number in _numbers_on_disk(place):
+                with contextlib.suppress(KmidiError, OSError):
+                    content, notes = read_shard(place, number)
+                    size = tokens_path(place, number).stat().st_size
+                    if notes["recipe"] == self._recipe and size == 2 * int(content.length.sum()):
+                        self._add((place, number), content, notes)
+        self._next = max(_numbers_on_disk(self._parts), default=-1) + 1
 
     def has(self, source: Source) -> bool:
         """Return whether a source was read before and neither file nor labels changed since."""
@@ -147,18 +132,25 @@ class Catalogue:
             return False
         return True
 
+    def holds(self, source: Source, folder: Path) -> bool:
+        """Return whether what a source became is in a shard of this folder."""
+        place = self._places.get(source.path)
+        return place is not None and place.shard[0] == folder
+
     def save_touched(self) -> None:
         """Remember new times of files whose content did not change."""
-        for number in sorted(self._touched):
-            rewrite_notes(self._folder, number, self._contents[number], self._notes[number])
+        for key in sorted(self._touched):
+            rewrite_notes(*key, self._contents[key], self._notes[key])
         self._touched.clear()
 
     def commit(self, part: Tokenised) -> None:
-        """Write pieces and rejections as a new shard; after that they survive a crash."""
+        """Write pieces and rejections as a new part; after that they survive a crash."""
         notes = {"recipe": self._recipe, "pieces": part.pieces, "rejected": part.rejected}
-        write_shard(self._folder, self._next, part.tokens, part.content, notes)
-        self._add(self._next, part.content, notes)
-        self._committed.add(self._next)
+        key = (self._parts, self._next)
+        self._parts.mkdir(exist_ok=True)
+        write_shard(*key, part.tokens, part.content, notes)
+        self._add(key, part.content, notes)
+        self._committed.add(key)
         self._next += 1
 
     def left_behind(self, sources: Sequence[Source]) -> int:
@@ -175,6 +167,20 @@ class Catalogue:
         paths = {str(row.file("path")) for row in rows} - named
         return sum(Path(path).exists() for path in paths)
 
+    def settle(self, sources: Sequence[Source], lost: Sequence[dict[str, Any]]) -> None:
+        """Keep exactly what these sources became, in their order, but make no data set of it.
+
+        Args:
+            sources: all of them are in the catalogue or lost.
+            lost: path and reason of sources that have no place.
+
+        Raises:
+            KmidiError: if the disk refuses.
+        """
+        gone = {note["path"] for note in lost}
+        batches, _ = self._compose([self._places[s.path] for s in sources if s.path not in gone])
+        self._tidy(len(batches))
+
     def finish(
         self,
         sources: Sequence[Source],
@@ -184,7 +190,7 @@ class Catalogue:
         val_share: float,
         licence: str | None,
     ) -> Summary:
-        """Write the data set of exactly these sources and remove shards that it does not need.
+        """Write the data set of exactly these sources and remove what it does not need.
 
         Args:
             sources: what the data set is made of; all of them are in the catalogue or lost.
@@ -196,17 +202,18 @@ class Catalogue:
         Raises:
             KmidiError: if there is no usable piece, or the disk refuses.
         """
-        gone = {note["path"] for note in lost}
-        placed = [(s, self._places[s.path]) for s in sources if s.path not in gone]
-        usable = [(source, place) for source, place in placed if place.row >= 0]
+        reasons = {note["path"]: note["reason"] for note in lost}
+        placed = [(s, self._places[s.path]) for s in sources if s.path not in reasons]
+        reasons |= {s.path: place.note["reason"] for s, place in placed if place.row < 0}
+        usable = [source for source, place in placed if place.row >= 0]
         rejected = [
-            {"path": place.note["path"], "reason": place.note["reason"]}
-            for _, place in placed
-            if place.row < 0
-        ] + list(lost)
+            {"path": source.path, "reason": reasons[source.path]}
+            for source in sources
+            if source.path in reasons
+        ]
         if not usable and len(rejected) == 1:
             # What is worth keeping of a single bad file is in the message.
-            self._remove(self._committed)
+            self._forget_committed()
             raise KmidiError(f"nothing can be prepared: {_told(rejected[0])}.")
         write_manifest(self._folder / "rejected.jsonl", rejected)
         if not usable:
@@ -214,9 +221,11 @@ class Catalogue:
                 f"none of {len(rejected)} files can be used; the first, {_told(rejected[0])}; "
                 f"all reasons are in {self._folder / 'rejected.jsonl'}."
             )
-        index, moved = self._index(usable, seed, val_share)
-        write_manifest(self._folder / "manifest.jsonl", _rows(usable, index))
-        summary = _summary(usable, index, len(rejected), moved, licence)
+        batches, content = self._compose([place for _, place in placed])
+        pieces = _pieces(usable, batches, content.length)
+        index = index_pieces(pieces, content, seed=seed, val_share=val_share)
+        write_manifest(self._folder / "manifest.jsonl", describe_pieces(pieces, index))
+        summary = summarise(pieces, index, rejected=len(rejected), licence=licence)
         description = {
             **asdict(summary),
             "labels_text": _LABELS_TEXT,
@@ -227,138 +236,127 @@ class Catalogue:
             "recipe": self._recipe,
         }
         write_dataset(self._folder, index, description)
-        self._remove(set(self._numbers_on_disk()) - {place.shard for _, place in placed})
+        self._tidy(len(batches))
         return summary
 
-    def _numbers_on_disk(self) -> list[int]:
-        for stray in self._folder.glob(".tmp-*"):
-            stray.unlink(missing_ok=True)
-        files = [*self._folder.glob("shard-*.npz"), *self._folder.glob("tokens-*.bin")]
-        stems = {file.stem.rpartition("-")[2] for file in files}
-        return sorted(int(stem) for stem in stems if stem.isdigit())
-
-    def _add(self, number: int, content: Content, notes: dict[str, Any]) -> None:
-        self._contents[number] = content
-        self._notes[number] = notes
+    def _add(self, key: _Key, content: Content, notes: dict[str, Any]) -> None:
+        self._contents[key] = content
+        self._notes[key] = notes
         for row, note in enumerate(notes["pieces"]):
-            self._places[note["path"]] = _Place(number, row, note)
-        for note in notes["rejected"]:
-            self._places[note["path"]] = _Place(number, -1, note)
+            self._places[note["path"]] = _Place(key, row, note)
+        for row, note in enumerate(notes["rejected"]):
+            self._places[note["path"]] = _Place(key, -1 - row, note)
 
-    def _remove(self, shards: set[int]) -> None:
-        for number in sorted(shards):
-            # Columns first: tokens without columns are nothing, and are removed next time.
+    def _compose(self, places: Sequence[_Place]) -> tuple[list[list[_Place]], Content]:
+        """Bring places into shards 0, 1, …; return the places of each, and all pieces' columns."""
+        keys = list(self._contents)
+        sizes = [len(self._contents[key].length) for key in keys]
+        first = dict(zip(keys, _starts(np.array(sizes, np.int64)).tolist(), strict=True))
+        joined = Content.join([self._contents[key] for key in keys])
+        starts = np.concatenate(
+            [np.zeros(0, np.int64), *(_starts(self._contents[key].length) for key in keys)]
+        )
+
+        def rows(batch: Sequence[_Place]) -> NDArray[np.int64]:
+            found = [first[place.shard] + place.row for place in batch if place.row >= 0]
+            return np.array(found, np.int64)
+
+        batches = self._divide(places, joined.length, first)
+        new = self._folder / _NEW
+        written = []
+        for number, batch in enumerate(batches):
+            if not self._is_there(number, batch):
+                new.mkdir(exist_ok=True)
+                content = joined.pick(rows(batch))
+                notes = {
+                    "recipe": self._recipe,
+                    "pieces": [place.note for place in batch if place.row >= 0],
+                    "rejected": [place.note for place in batch if place.row < 0],
+                }
+                used = [place.shard for place in batch if place.row >= 0]
+                tokens = read_tokens(used, starts[rows(batch)], content.length)
+                write_shard(new, number, tokens, content, notes)
+                written.append(number)
+        if written:
+            # From here until the new one is there, there is no data set.
+            (self._folder / "dataset.json").unlink(missing_ok=True)
+        for number in written:
             shard_path(self._folder, number).unlink(missing_ok=True)
-            tokens_path(self._folder, number).unlink(missing_ok=True)
+            for path in (tokens_path, shard_path):
+                path(new, number).replace(path(self._folder, number))
+        return batches, joined.pick(rows(places))
 
-    def _index(
-        self, usable: list[tuple[Source, _Place]], seed: int, val_share: float
-    ) -> tuple[PieceIndex, int]:
-        numbers = sorted(self._contents)
-        contents = [self._contents[number] for number in numbers]
-        first = dict(zip(numbers, _starts([len(c.length) for c in contents]), strict=True))
-        order = np.array([first[p.shard] + p.row for _, p in usable], np.int64)
-        token_starts = np.concatenate([_starts(content.length) for content in contents])
-        content = Content.join(contents).pick(order)
-        songs = [source.song for source, _ in usable]
-        digests = [place.note["digest"] for _, place in usable]
-        groups = connect([songs, [source.group for source, _ in usable], digests])
-        declared = [source.split for source, _ in usable]
-        split = assign_splits(groups, declared, songs, seed=seed, val_share=val_share)
-        moved = sum(
-            asked is not None and SPLITS.index(asked) != got
-            for asked, got in zip(declared, split.tolist(), strict=True)
+    def _divide(
+        self, places: Sequence[_Place], lengths: NDArray[np.int32], first: dict[_Key, int]
+    ) -> list[list[_Place]]:
+        batches: list[list[_Place]] = []
+        filled = 0
+        for place in places:
+            length = int(lengths[first[place.shard] + place.row]) if place.row >= 0 else 0
+            if not batches or (filled and filled + length > self._shard_tokens):
+                batches.append([])
+                filled = 0
+            batches[-1].append(place)
+            filled += length
+        return batches
+
+    def _is_there(self, number: int, batch: Sequence[_Place]) -> bool:
+        """Say whether a shard of the folder already holds just this."""
+        key = (self._folder, number)
+        if any(place.shard != key for place in batch):
+            return False
+        pieces = [place.row for place in batch if place.row >= 0]
+        rejected = [-1 - place.row for place in batch if place.row < 0]
+        notes = self._notes[key]
+        return pieces == list(range(len(notes["pieces"]))) and (
+            rejected == list(range(len(notes["rejected"])))
         )
-        index = PieceIndex(
-            **content.arrays(),
-            shard=np.array([place.shard for _, place in usable], np.int32),
-            start=token_starts[order],
-            split=split,
-            song=connect([songs]),
-            group=groups,
-            duplicate=_duplicates(digests, content),
-        )
-        return index, moved
+
+    def _tidy(self, shards: int) -> None:
+        """Remove what is not among the first shards of the folder."""
+        for number in _numbers_on_disk(self._folder):
+            if number >= shards:
+                _remove((self._folder, number))
+        for place in (self._parts, self._folder / _NEW):
+            shutil.rmtree(place, ignore_errors=True)
+
+    def _forget_committed(self) -> None:
+        for key in sorted(self._committed):
+            _remove(key)
+        with contextlib.suppress(OSError):
+            self._parts.rmdir()
+
+
+def _pieces(
+    usable: Sequence[Source], batches: Sequence[Sequence[_Place]], lengths: NDArray[np.int32]
+) -> list[Piece]:
+    pieces: list[Piece] = []
+    for number, batch in enumerate(batches):
+        start = 0
+        for place in batch:
+            if place.row >= 0:
+                at = len(pieces)
+                pieces.append(Piece(usable[at], place.note, number, start))
+                start += int(lengths[at])
+    return pieces
+
+
+def _numbers_on_disk(folder: Path) -> list[int]:
+    files = [*folder.glob("shard-*.npz"), *folder.glob("tokens-*.bin")]
+    stems = {file.stem.rpartition("-")[2] for file in files}
+    return sorted(int(stem) for stem in stems if stem.isdigit())
+
+
+def _remove(key: _Key) -> None:
+    # Columns first: tokens without columns are nothing, and are removed next time.
+    shard_path(*key).unlink(missing_ok=True)
+    tokens_path(*key).unlink(missing_ok=True)
 
 
 def _told(rejected: dict[str, Any]) -> str:
     return f"{rejected['path']}: {rejected['reason'].removesuffix('.')}"
 
 
-def _starts(lengths: Sequence[int] | NDArray[np.int32]) -> NDArray[np.int64]:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]])[: len(lengths)]
-
-
-def _duplicates(digests: list[str], content: Content) -> NDArray[np.bool_]:
-    """Mark all pieces of equal tokens but the one that is known best, or else comes first."""
-    chords, keys = np.diff(content.chord_offset) > 0, np.diff(content.key_offset) > 0
-    known = 4 * (content.mood_source > 0) + 2 * chords + keys
-    best: dict[str, int] = {}
-    for piece, digest in enumerate(digests):
-        if known[piece] > known[best.setdefault(digest, piece)]:
-            best[digest] = piece
-    duplicate = np.ones(len(digests), np.bool_)
-    duplicate[list(best.values())] = False
-    return duplicate
-
-
-def _rows(usable: list[tuple[Source, _Place]], index: PieceIndex) -> list[dict[str, Any]]:
-    frames = np.diff(index.mood_offset)
-    mood = [
-        np.add.reduceat(column.astype(np.float64), index.mood_offset[:-1]) / frames
-        for column in (index.valence, index.arousal)
-    ]
-    return [
-        {
-            **source.values,
-            "path": source.path,
-            "split": SPLITS[index.split[i]],
-            "song": source.song,
-            "tokens": int(index.length[i]),
-            "seconds": int(index.duration_steps[i]) / STEPS_PER_SECOND,
-            "shard": place.shard,
-            "start": int(index.start[i]),
-            "group_number": int(index.group[i]),
-            "duplicate": bool(index.duplicate[i]),
-            "label_source": MOOD_SOURCES[index.mood_source[i]],
-            "mood_valence": round(float(mood[0][i]), 4),
-            "mood_arousal": round(float(mood[1][i]), 4),
-            "digest": place.note["digest"],
-        }
-        for i, (source, place) in enumerate(usable)
-    ]
-
-
-def _summary(
-    usable: list[tuple[Source, _Place]],
-    index: PieceIndex,
-    rejected: int,
-    moved: int,
-    licence: str | None,
-) -> Summary:
-    splits = {}
-    for number, name in enumerate(SPLITS):
-        here = index.split == number
-        if here.any():
-            splits[name] = Side(
-                pieces=int(here.sum()),
-                songs=len(np.unique(index.song[here])),
-                tokens=int(index.length[here].sum()),
-                hours=round(float(index.duration_steps[here].sum()) / STEPS_PER_SECOND / 3600, 4),
-            )
-    licences = {str(source.values["licence"]) for source, _ in usable if "licence" in source.values}
-    synthetic = sum(bool(source.values.get("synthetic")) for source, _ in usable)
-    labels = Counter(MOOD_SOURCES[kind] for kind in index.mood_source.tolist())
-    return Summary(
-        splits=splits,
-        rejected=rejected,
-        duplicates=int(index.duplicate.sum()),
-        moved=moved,
-        synthetic=synthetic > 0,
-        synthetic_pieces=synthetic,
-        licences=sorted(licences | ({licence} if licence else set())),
-        labels=dict(sorted(labels.items())),
-        with_chords=int((np.diff(index.chord_offset) > 0).sum()),
-        with_key=int((np.diff(index.key_offset) > 0).sum()),
-        largest_group=int(np.bincount(index.group).max()),
-    )
+def _starts(lengths: NDArray[Any]) -> NDArray[np.int64]:
+    starts: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64) - lengths
+    return starts

@@ -29,18 +29,19 @@ from kmidi_mlx.data.cloud_sampling import (
     Task,
     sample_songs,
 )
-from kmidi_mlx.data.cloud_shards import LAYOUT
+from kmidi_mlx.data.cloud_shards import KIND, LAYOUT
 from kmidi_mlx.data.cloud_store import CloudStore, CloudSummary
 from kmidi_mlx.data.destination import check_destination
 from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.prepare import check_options
+from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import SOUNDING_FILES, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.mood import load_model
 
-__all__ = ["EMOTIONS", "CloudReport", "prepare_clouds"]
+__all__ = ["EMOTIONS", "CloudReport", "merge_clouds", "prepare_clouds"]
 
 #: Which emotions the clouds are drawn in: any, or only those of the songs.
 EMOTIONS = ("varied", "own")
@@ -65,7 +66,7 @@ class CloudReport:
         composed: practice pieces that are on the disk.
         left_behind: files of the last data set that are still there but were not named this time,
             and so left the data set; 0 if not complete.
-        summary: what the data set now is; None if not complete.
+        summary: what the data set now is; None if not complete, or if only a share was prepared.
     """
 
     complete: bool
@@ -98,6 +99,7 @@ def prepare_clouds(
     licence: str | None = None,
     samples: int = 48,
     emotion: str = "varied",
+    share: Share | None = None,
     on_start: OnStart = lambda work, files: None,
     on_progress: OnProgress = lambda files, samples: None,
     stop: Callable[[], bool] = lambda: False,
@@ -115,6 +117,7 @@ def prepare_clouds(
         licence: licence of the sources; beside those that manifests name under `licence`.
         samples: samples of a song, even, at least 2; short songs give fewer.
         emotion: one of `EMOTIONS`.
+        share: prepare only this share of the files, for `merge_clouds`.
         on_start: called when work begins with what it is, `compose` (practice pieces) or `prepare`
             (sampling), and the number of files that it has to do.
         on_progress: called with the files and samples done since the last call.
@@ -142,7 +145,11 @@ def prepare_clouds(
     listed = list_sources(sources, root=root, skip=out, accepted=SOUNDING_FILES) if sources else []
     check_destination(out, sources, LAYOUT)
     options = SamplingOptions(samples, seed, emotion == "own")
-    with locked(out):
+    folder, everything = out, listed
+    if share is not None:
+        check_share(synthetic)
+        folder, listed = share.folder(out), share.of(listed)
+    with locked(folder):
         composed = 0
         if synthetic:
             on_start("compose", synthetic)
@@ -163,7 +170,9 @@ def prepare_clouds(
             if composed == synthetic:
                 listed += list_sources([manifest])
         tasks = [Task(source, options) for source in listed]
-        store = CloudStore(out)
+        if share is not None:
+            reopen(folder)
+        store = CloudStore(folder)
         notes = {task.source.path: store.find(task) for task in tasks}
         todo = [task for task in tasks if notes[task.source.path] is None]
         made = 0
@@ -192,7 +201,13 @@ def prepare_clouds(
         known = {path: note for path, note in notes.items() if note is not None}
         complete = composed == synthetic and len(known) == len(notes)
         summary, left_behind = None, 0
-        if complete:
+        if complete and share is not None:
+            flags = {"--seed": seed, "--val-share": val_share, "--licence": licence}
+            flags |= {"--samples": samples, "--emotion": emotion}
+            order = Order.of(KIND, sources, root, flags, _recipe(options))
+            order.commit(share, out, everything, [known[task.source.path] for task in tasks])
+            store.keep_only([note["id"] for note in known.values() if "reason" not in note])
+        elif complete:
             left_behind = store.left_behind(tasks)
             summary = store.finish(
                 [(t, known[t.source.path]) for t in tasks if "reason" not in known[t.source.path]],
@@ -212,6 +227,58 @@ def prepare_clouds(
         workers=count,
         worker_deaths=sum("died" in note for note in known.values()),
         composed=composed,
+        left_behind=left_behind,
+        summary=summary,
+    )
+
+
+def merge_clouds(
+    shares: Shares,
+    out: Path,
+    on_progress: Callable[[int], None] = lambda songs: None,
+) -> CloudReport:
+    """Make the data set of its shards, which are removed then; one song at a time is in memory.
+
+    Args:
+        shares: of a data set of clouds.
+        out: their folder.
+        on_progress: called with the songs done since the last call.
+
+    Raises:
+        KmidiError: if no file could be used, a song is missing, another process works on the
+            folder, or the disk refuses.
+    """
+    flags = shares.order.options
+    options = SamplingOptions(flags["--samples"], flags["--seed"], flags["--emotion"] == "own")
+    tasks = [Task(source, options) for source in shares.sources]
+    with locked(out):
+        store = CloudStore(out)
+        for number, note in enumerate(shares.results):
+            if "reason" not in note and not store.borrow(note["id"], shares.folder_of(number)):
+                raise shares.damaged(number)
+        started = time.perf_counter()
+        left_behind = store.left_behind(tasks)
+        pairs = list(zip(tasks, shares.results, strict=True))
+        summary = store.finish(
+            [(task, note) for task, note in pairs if "reason" not in note],
+            [note for _, note in pairs if "reason" in note],
+            seed=options.seed,
+            val_share=flags["--val-share"],
+            licence=flags["--licence"],
+            recipe=_recipe(options),
+            on_song=lambda: on_progress(1),
+        )
+        shares.remove()
+    return CloudReport(
+        complete=True,
+        sources=len(tasks),
+        prepared=0,
+        reused=len(tasks),
+        prepared_samples=0,
+        seconds=time.perf_counter() - started,
+        workers=1,
+        worker_deaths=sum("died" in note for note in shares.results),
+        composed=0,
         left_behind=left_behind,
         summary=summary,
     )

@@ -30,6 +30,7 @@ from kmidi_mlx.atomic import atomic_write, write_bytes_atomically
 from kmidi_mlx.data.cloud_sampling import MEL_COLUMNS, Pairs, stretch_windows
 from kmidi_mlx.data.destination import Layout
 from kmidi_mlx.data.manifest import SPLITS
+from kmidi_mlx.data.share import has_shares
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.spectocloud import CHANNELS, DEFAULT_POINTS, MEL_BANDS
 
@@ -307,6 +308,8 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_bytes())
     except FileNotFoundError as error:
+        if has_shares(folder):
+            how = f"its shards are merged by: kmidi prepare merge {folder}"
         raise KmidiError(f"{folder} has no dataset.json, so no complete data set; {how}.") from (
             error
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from kmidi_mlx.errors import KmidiError
 __all__ = ["CloudSide", "CloudStore", "CloudSummary"]
 
 _SHARD_PAIRS = 2048  # about 120 MB
+_SONGS = ".songs"
 # What reading a file of arrays may raise that is not one.
 _DAMAGE = (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile)
 
@@ -86,7 +87,7 @@ class CloudStore:
 
     def __init__(self, folder: Path, shard_pairs: int = _SHARD_PAIRS) -> None:
         self._folder = folder
-        self._songs = folder / ".songs"
+        self._songs = folder / _SONGS
         self._shard_pairs = shard_pairs
         for place in (folder, self._songs):
             remove_leftovers(place)
@@ -100,12 +101,13 @@ class CloudStore:
         with contextlib.suppress(KmidiError):
             for row in read_manifest(folder / "manifest.jsonl", required=("path", "id", "files")):
                 self._notes[row.values["path"]] = dict(row.values)
-        self._waiting: set[str] = set()
+        # Files of songs that are not in a shard yet.
+        self._waiting: dict[str, Path] = {}
         for path in self._songs.glob("*.npz"):
             with contextlib.suppress(*_DAMAGE):
                 note = json.loads(_read_array(path, "note").tobytes())
                 self._notes[note["path"]] = note
-                self._waiting.add(note["id"])
+                self._waiting[note["id"]] = path
 
     def find(self, task: Task) -> dict[str, Any] | None:
         """Return the note of a source's samples if they are here and its files are as before."""
@@ -137,9 +139,25 @@ class CloudStore:
         self._songs.mkdir(exist_ok=True)
         note = np.frombuffer(json.dumps(sampled.note).encode(), np.uint8)
         arrays: dict[str, Any] = sampled.pairs.arrays()
-        with atomic_write(self._song_path(sampled.note["id"])) as temporary:
+        path = self._songs / f"{sampled.note['id']}.npz"
+        with atomic_write(path) as temporary:
             np.savez(temporary, note=note, **arrays)
-        self._waiting.add(sampled.note["id"])
+        self._waiting[sampled.note["id"]] = path
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Forget all songs that are not in a shard but these."""
+        for name in self._waiting.keys() - set(names):
+            self._waiting.pop(name).unlink(missing_ok=True)
+
+    def borrow(self, name: str, folder: Path) -> bool:
+        """Use a song that is kept in another folder; return whether it is there.
+
+        Args:
+            name: the song's id.
+            folder: where another store has kept it.
+        """
+        self._waiting[name] = folder / _SONGS / f"{name}.npz"
+        return self._waiting[name].is_file()
 
     def left_behind(self, tasks: Sequence[Task]) -> int:
         """Count the files of the last data set that are still there but no longer named."""
@@ -159,6 +177,7 @@ class CloudStore:
         val_share: float,
         licence: str | None,
         recipe: dict[str, Any],
+        on_song: Callable[[], None] = lambda: None,
     ) -> CloudSummary:
         """Write the data set of exactly these songs and remove what it does not need.
 
@@ -169,6 +188,7 @@ class CloudStore:
             val_share: share of the draw.
             licence: licence beside those that manifests name, or None.
             recipe: how the samples were made, for `dataset.json`.
+            on_song: called for every song that is put into a shard.
 
         Raises:
             KmidiError: if there is no usable song, or the disk refuses.
@@ -182,7 +202,7 @@ class CloudStore:
                 f"none of {len(told)} files can be used; the first, {_told(told[0])}; "
                 f"all reasons are in {self._folder / 'rejected.jsonl'}."
             )
-        columns = self._compose([note["id"] for _, note in usable])
+        columns = self._compose([note["id"] for _, note in usable], on_song)
         sources = [task.source for task, _ in usable]
         songs = [source.song for source in sources]
         groups = connect(
@@ -201,7 +221,7 @@ class CloudStore:
             self._songs.rmdir()
         return summary
 
-    def _compose(self, names: list[str]) -> dict[str, NDArray[Any]]:
+    def _compose(self, names: list[str], on_song: Callable[[], None]) -> dict[str, NDArray[Any]]:
         """Bring the shards into the order of the songs; return shard, row and pairs of each."""
         counts = [self._count(name) for name in names]
         shard: list[int] = []
@@ -222,7 +242,7 @@ class CloudStore:
             ]
             old = self._shards.get(number)
             if old is None or list(zip(old.ids, old.counts.tolist(), strict=True)) != songs:
-                write_shard(self._folder, number, songs, self._parts(songs))
+                write_shard(self._folder, number, songs, self._parts(songs, on_song))
         for number in shard_numbers(self._folder):
             if number > shard[-1]:
                 remove_shard(self._folder, number)
@@ -232,10 +252,13 @@ class CloudStore:
             "pairs": np.array(counts, np.int32),
         }
 
-    def _parts(self, songs: Sequence[tuple[str, int]]) -> Iterator[Pairs]:
+    def _parts(
+        self, songs: Sequence[tuple[str, int]], on_song: Callable[[], None]
+    ) -> Iterator[Pairs]:
         for name, count in songs:
+            on_song()
             if name in self._waiting:
-                yield _read_song(self._song_path(name))
+                yield _read_song(self._waiting[name])
                 continue
             # An old shard stays readable when its file is replaced, for it is mapped.
             number, first = self._rows[name]
@@ -244,7 +267,7 @@ class CloudStore:
 
     def _count(self, name: str) -> int:
         if name in self._waiting:
-            return len(_read_array(self._song_path(name), "shift"))
+            return len(_read_array(self._waiting[name], "shift"))
         shard = self._shards[self._rows[name][0]]
         return int(shard.counts[shard.ids.index(name)])
 
@@ -252,9 +275,6 @@ class CloudStore:
         self._shards[number] = shard
         starts = (np.cumsum(shard.counts) - shard.counts).tolist()
         self._rows |= {name: (number, s) for name, s in zip(shard.ids, starts, strict=True)}
-
-    def _song_path(self, name: str) -> Path:
-        return self._songs / f"{name}.npz"
 
 
 def _read_song(path: Path) -> Pairs:

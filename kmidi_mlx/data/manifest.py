@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kmidi_mlx.atomic import write_bytes_atomically
+from kmidi_mlx.atomic import atomic_write
 from kmidi_mlx.emotion import from_label
 from kmidi_mlx.errors import KmidiError
 
@@ -92,7 +92,8 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         path: the file to write or replace.
         rows: JSON objects.
     """
-    write_bytes_atomically(path, b"".join(_line(row) for row in rows))
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.writelines(_line(row) for row in rows)
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

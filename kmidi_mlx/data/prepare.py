@@ -2,7 +2,8 @@
 
 The folder always ends as a fresh run of the same command would leave it: what is already there is
 used again where the file and its labels are unchanged, and pieces whose source is no longer named
-leave the data set. Work is committed shard by shard; a run that was killed goes on from the last.
+leave the data set. Work is committed part by part; a run that was killed goes on from the last.
+Several jobs may each prepare a share of the files; merged, they are what one machine makes.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from kmidi_mlx.data.catalogue import Catalogue, Summary
+from kmidi_mlx.data.catalogue import Catalogue, recipe
 from kmidi_mlx.data.columns import Content
 from kmidi_mlx.data.destination import check_destination
 from kmidi_mlx.data.folder_lock import locked
+from kmidi_mlx.data.piece_index import Summary
+from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import Source, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.tokenise import Tokenised, tokenise
@@ -27,7 +30,10 @@ from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.mood import load_model
 
-__all__ = ["Report", "check_options", "prepare_midi"]
+__all__ = ["KIND", "Report", "check_options", "merge_midi", "prepare_midi"]
+
+#: What `kmidi prepare` calls it.
+KIND = "midi"
 
 _CHUNK_FILES = 16
 # A killed run loses what came after the last commit: at most this many tokens or seconds.
@@ -54,7 +60,7 @@ class Report:
         composed: practice pieces that are on the disk.
         left_behind: pieces of the last data set that are still there but were not named this time,
             and so left the data set; 0 if not complete.
-        summary: what the data set now is; None if not complete.
+        summary: what the data set now is; None if not complete, or if only a share was prepared.
     """
 
     complete: bool
@@ -90,6 +96,7 @@ def prepare_midi(
     seed: int = 0,
     val_share: float = 0.05,
     licence: str | None = None,
+    share: Share | None = None,
     commit_tokens: int = _COMMIT_TOKENS,
     on_start: OnStart = lambda work, files: None,
     on_progress: OnProgress = lambda files, tokens: None,
@@ -106,6 +113,7 @@ def prepare_midi(
         seed: of the draw for `val` of files without a manifest, and of synthetic music.
         val_share: share of songs without a manifest that go to `val`, 0 to 1.
         licence: licence of the sources; beside those that manifests name under `licence`.
+        share: prepare only this share of the files, for `merge_midi`.
         commit_tokens: tokens after which work is committed.
         on_start: called when work begins with what it is, `compose` (practice pieces) or `prepare`
             (reading), and the number of files that it has to do.
@@ -129,7 +137,11 @@ def prepare_midi(
     out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
     listed = list_sources(sources, root=root, skip=out) if sources else []
     check_destination(out, sources)
-    with locked(out):
+    folder, everything = out, listed
+    if share is not None:
+        check_share(synthetic)
+        folder, listed = share.folder(out), share.of(listed)
+    with locked(folder):
         composed = 0
         if synthetic:
             on_start("compose", synthetic)
@@ -150,7 +162,9 @@ def prepare_midi(
             if composed < synthetic:
                 return _stopped_composing(len(listed) + synthetic, composed)
             listed += list_sources([manifest])
-        catalogue = Catalogue(out)
+        if share is not None:
+            reopen(folder)
+        catalogue = Catalogue(folder)
         todo = [source for source in listed if not catalogue.has(source)]
         catalogue.save_touched()
         if todo:
@@ -166,7 +180,14 @@ def prepare_midi(
         seconds = time.perf_counter() - started
         complete = done + len(deaths) == len(todo)
         summary, left_behind = None, 0
-        if complete:
+        if complete and share is not None:
+            catalogue.settle(listed, deaths)
+            reasons = {death["path"]: death["reason"] for death in deaths}
+            results = [{"died": reasons.get(source.path)} for source in listed]
+            flags = {"--seed": seed, "--val-share": val_share, "--licence": licence}
+            order = Order.of(KIND, sources, root, flags, recipe())
+            order.commit(share, out, everything, results)
+        elif complete:
             left_behind = catalogue.left_behind(listed)
             summary = catalogue.finish(
                 listed, deaths, seed=seed, val_share=val_share, licence=licence
@@ -181,6 +202,56 @@ def prepare_midi(
         workers=count,
         worker_deaths=len(deaths),
         composed=composed,
+        left_behind=left_behind,
+        summary=summary,
+    )
+
+
+def merge_midi(shares: Shares, out: Path) -> Report:
+    """Make the data set of its shards, which are removed then.
+
+    Memory is taken for what is known of the pieces, as when they are read later, not for music.
+
+    Args:
+        shares: of a MIDI data set.
+        out: their folder.
+
+    Raises:
+        KmidiError: if no file could be used, another process works on the folder, or the disk
+            refuses.
+    """
+    options = shares.order.options
+    with locked(out):
+        catalogue = Catalogue(out, shares.folders)
+        died_of = [result["died"] for result in shares.results]
+        died = [
+            {"path": source.path, "reason": reason}
+            for source, reason in zip(shares.sources, died_of, strict=True)
+            if reason
+        ]
+        for number, source in enumerate(shares.sources):
+            if not (died_of[number] or catalogue.holds(source, shares.folder_of(number))):
+                raise shares.damaged(number)
+        started = time.perf_counter()
+        left_behind = catalogue.left_behind(shares.sources)
+        summary = catalogue.finish(
+            shares.sources,
+            died,
+            seed=options["--seed"],
+            val_share=options["--val-share"],
+            licence=options["--licence"],
+        )
+        shares.remove()
+    return Report(
+        complete=True,
+        sources=len(shares.sources),
+        prepared=0,
+        reused=len(shares.sources) - len(died),
+        prepared_tokens=0,
+        seconds=time.perf_counter() - started,
+        workers=1,
+        worker_deaths=len(died),
+        composed=0,
         left_behind=left_behind,
         summary=summary,
     )

@@ -8,13 +8,15 @@ A folder made by `prepare midi` holds
     manifest.jsonl       the same pieces for people, one line each, in the order of the index
     rejected.jsonl       what could not be used, and why
     dataset.json         counts, licences, how labels came about; written last
+
+and, while it is being prepared, shards of what was read so far in `.parts`.
 """
 
 from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +27,15 @@ from numpy.typing import NDArray
 from kmidi_mlx.atomic import atomic_write, write_bytes_atomically
 from kmidi_mlx.data.columns import Columns, Content, PieceIndex
 from kmidi_mlx.data.manifest import SPLITS
+from kmidi_mlx.data.share import has_shares
 from kmidi_mlx.errors import KmidiError
 
 __all__ = [
     "FORMAT",
+    "PARTS",
     "ShardReader",
     "read_shard",
+    "read_tokens",
     "rewrite_notes",
     "shard_path",
     "tokens_path",
@@ -40,6 +45,8 @@ __all__ = [
 
 #: Version of the layout; a reader refuses any other.
 FORMAT = 1
+#: Folder of what was read but is not yet among the shards.
+PARTS = ".parts"
 
 _TOKEN = np.dtype("<u2")
 _C = TypeVar("_C", bound=Columns)
@@ -87,6 +94,40 @@ def read_shard(folder: Path, shard: int) -> tuple[Content, dict[str, Any]]:
         KmidiError: if the file is damaged or has another format.
     """
     return _read_arrays(shard_path(folder, shard), Content)
+
+
+def read_tokens(
+    places: Sequence[tuple[Path, int]], starts: NDArray[np.int64], lengths: NDArray[np.int32]
+) -> NDArray[np.uint16]:
+    """Read pieces from committed shards.
+
+    Args:
+        places: folder and shard of each piece.
+        starts: int64 (pieces,), their first tokens in those files.
+        lengths: int32 (pieces,), their tokens.
+
+    Returns:
+        uint16 (sum of lengths,), the pieces' events one after another.
+
+    Raises:
+        KmidiError: if a file cannot be read.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    tokens = np.empty(int(ends[-1]) if len(ends) else 0, _TOKEN)
+    pieces_of: dict[tuple[Path, int], list[int]] = {}
+    for piece, place in enumerate(places):
+        pieces_of.setdefault(place, []).append(piece)
+    for place, pieces in pieces_of.items():
+        path = tokens_path(*place)
+        try:
+            with path.open("rb") as file:
+                for piece in pieces:
+                    file.seek(int(starts[piece]) * _TOKEN.itemsize)
+                    count = int(lengths[piece])
+                    tokens[ends[piece] - count : ends[piece]] = np.fromfile(file, _TOKEN, count)
+        except (OSError, ValueError) as error:
+            raise KmidiError(f"cannot read {path}: {error}; prepare it again.") from error
+    return tokens
 
 
 def write_dataset(folder: Path, index: PieceIndex, description: Mapping[str, Any]) -> None:
@@ -178,11 +219,11 @@ class ShardReader:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
     if not path.exists():
-        what = (
-            "preparing it was interrupted; run the same prepare command again to finish it"
-            if any(folder.glob("shard-*.npz"))
-            else "make it with `kmidi prepare midi FOLDER --out DIR`"
-        )
+        what = "make it with `kmidi prepare midi FOLDER --out DIR`"
+        if any(folder.glob("shard-*.npz")) or (folder / PARTS).is_dir():
+            what = "preparing it was interrupted; run the same prepare command again to finish it"
+        elif has_shares(folder):
+            what = f"its shards are merged by: kmidi prepare merge {folder}"
         raise KmidiError(f"{folder} is not a prepared data set: it has no dataset.json; {what}.")
     try:
         description = json.loads(path.read_text(encoding="utf-8"))

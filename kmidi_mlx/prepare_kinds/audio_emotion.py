@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kmidi_mlx.data.audio_emotion_render import RenderReport, render_audio_emotion
-from kmidi_mlx.prepare_kinds.options import add_options, count, shown_work, stopped
+from kmidi_mlx.prepare_kinds.options import add_options, count, report_share, shown_work, stopped
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe"]
 
 
 def add_parser(kinds: Any) -> None:
@@ -65,6 +65,7 @@ def _prepare(arguments: Any) -> int:
             with_unlabelled=arguments.with_unlabelled,
             workers=arguments.workers,
             seed=arguments.seed,
+            share=arguments.shard,
             on_start=work.on_start,
             on_progress=work.on_progress,
             stop=work.stop,
@@ -72,13 +73,17 @@ def _prepare(arguments: Any) -> int:
     if arguments.json:
         print(json.dumps({**asdict(report), "out": str(arguments.out)}, ensure_ascii=False))
     else:
-        print(_text(report, arguments.out))
+        print("\n".join(_work(report)))
+        if report.splits:
+            print(describe(report, arguments.out))
+        elif report.complete:
+            print(report_share(arguments.shard, arguments.out))
     if not report.complete:
         return stopped(report.composed, arguments.synthetic, report.rendered, report.missing)
     return 0
 
 
-def _text(report: RenderReport, out: Path) -> str:
+def _work(report: RenderReport) -> list[str]:
     lines = [
         f"{count(report.sources, 'file')}: {count(report.rendered, 'recording')} made, "
         f"{report.reused:,} as before"
@@ -88,8 +93,17 @@ def _text(report: RenderReport, out: Path) -> str:
             f"{report.audio_seconds:,.0f} s of sound in {report.seconds:.1f} s: "
             f"{report.audio_seconds / report.seconds:,.0f} times as fast as it sounds"
         )
-    if not report.complete:
-        return "\n".join(lines)
+    return lines
+
+
+def describe(report: RenderReport, out: Path) -> str:
+    """Say what a complete data set holds.
+
+    Args:
+        report: of the run that completed it.
+        out: the data set.
+    """
+    lines = []
     for split, (recordings, songs) in report.splits.items():
         lines.append(f"{split:<6} {count(recordings, 'recording')} of {count(songs, 'song')}")
     labels = ", ".join(f"{number:,} {label}" for label, number in report.labels.items())

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kmidi_mlx.data.catalogue import Summary
+from kmidi_mlx.data.piece_index import Summary
 from kmidi_mlx.data.prepare import Report, prepare_midi
-from kmidi_mlx.prepare_kinds.options import add_options, count, shown_work, stopped
+from kmidi_mlx.prepare_kinds.options import add_options, count, report_share, shown_work, stopped
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe"]
 
 
 def add_parser(kinds: Any) -> None:
@@ -41,6 +41,7 @@ def _prepare(arguments: Any) -> int:
             seed=arguments.seed,
             val_share=arguments.val_share,
             licence=arguments.licence,
+            share=arguments.shard,
             on_start=work.on_start,
             on_progress=work.on_progress,
             stop=work.stop,
@@ -53,7 +54,11 @@ def _prepare(arguments: Any) -> int:
         }
         print(json.dumps({**figures, "out": str(arguments.out)}, ensure_ascii=False))
     else:
-        print(_text(report, arguments.out))
+        print("\n".join(_work(report)))
+        if report.summary is not None:
+            print(describe(report, arguments.out))
+        elif report.complete:
+            print(report_share(arguments.shard, arguments.out))
     if not report.complete:
         return stopped(
             report.composed, arguments.synthetic, report.prepared, report.sources - report.reused
@@ -61,7 +66,7 @@ def _prepare(arguments: Any) -> int:
     return 0
 
 
-def _text(report: Report, out: Path) -> str:
+def _work(report: Report) -> list[str]:
     lines = [
         f"{count(report.sources, 'file')}: {report.prepared:,} read, {report.reused:,} as before"
     ]
@@ -73,10 +78,19 @@ def _text(report: Report, out: Path) -> str:
         )
     if report.worker_deaths:
         lines.append(f"{count(report.worker_deaths, 'file')} killed the process that was reading")
+    return lines
+
+
+def describe(report: Report, out: Path) -> str:
+    """Say what a complete data set holds.
+
+    Args:
+        report: of the run that completed it.
+        out: the data set.
+    """
     summary = report.summary
-    if summary is None:
-        return "\n".join(lines)
-    lines.append(f"{'split':<6} {'pieces':>8} {'songs':>8} {'hours':>8} {'tokens':>13}")
+    assert summary is not None
+    lines = [f"{'split':<6} {'pieces':>8} {'songs':>8} {'hours':>8} {'tokens':>13}"]
     for name, side in summary.splits.items():
         lines.append(
             f"{name:<6} {side.pieces:>8,} {side.songs:>8,} {side.hours:>8.1f} {side.tokens:>13,}"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from kmidi_mlx.command import INTERRUPTED, interruptible
 from kmidi_mlx.console import Progress
+from kmidi_mlx.data.share import Share
 
-__all__ = ["Work", "add_options", "count", "shown_work", "stopped"]
+__all__ = ["Work", "add_options", "count", "report_share", "shown_work", "stopped"]
 
 
 def add_options(parser: argparse.ArgumentParser, searched: str) -> None:
@@ -46,7 +47,22 @@ def add_options(parser: argparse.ArgumentParser, searched: str) -> None:
     parser.add_argument(
         "--licence", metavar="TEXT", help="licence of the music, kept with the data"
     )
+    parser.add_argument(
+        "--shard",
+        metavar="I/N",
+        type=Share.parse,
+        help="prepare only every N-th file, beginning with the I-th (from 1), for `kmidi prepare "
+        "merge`; every job names the same sources, options and --out",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def report_share(share: Share, out: Path) -> str:
+    """Say that a shard is complete and what comes after the last one."""
+    return (
+        f"shard {share.number} of {share.count} is ready: {share.folder(out)}\n"
+        f"when all {share.count} are: kmidi prepare merge {out}"
+    )
 
 
 class Work:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kmidi_mlx.data.cloud_prepare import EMOTIONS, CloudReport, prepare_clouds
-from kmidi_mlx.prepare_kinds.options import add_options, count, shown_work, stopped
+from kmidi_mlx.prepare_kinds.options import add_options, count, report_share, shown_work, stopped
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "describe"]
 
 
 def add_parser(kinds: Any) -> None:
@@ -59,6 +59,7 @@ def _prepare(arguments: Any) -> int:
             licence=arguments.licence,
             samples=arguments.samples,
             emotion=arguments.emotion,
+            share=arguments.shard,
             on_start=work.on_start,
             on_progress=work.on_progress,
             stop=work.stop,
@@ -67,7 +68,11 @@ def _prepare(arguments: Any) -> int:
         figures = {**asdict(report), "samples_per_second": round(report.samples_per_second, 2)}
         print(json.dumps({**figures, "out": str(arguments.out)}, ensure_ascii=False))
     else:
-        print(_text(report, arguments.out))
+        print("\n".join(_work(report)))
+        if report.summary is not None:
+            print(describe(report, arguments.out))
+        elif report.complete:
+            print(report_share(arguments.shard, arguments.out))
     if not report.complete:
         return stopped(
             report.composed, arguments.synthetic, report.prepared, report.sources - report.reused
@@ -75,7 +80,7 @@ def _prepare(arguments: Any) -> int:
     return 0
 
 
-def _text(report: CloudReport, out: Path) -> str:
+def _work(report: CloudReport) -> list[str]:
     lines = [
         f"{count(report.sources, 'file')}: {report.prepared:,} read, {report.reused:,} as before"
     ]
@@ -86,10 +91,19 @@ def _text(report: CloudReport, out: Path) -> str:
         )
     if report.worker_deaths:
         lines.append(f"{count(report.worker_deaths, 'file')} killed the process that was reading")
+    return lines
+
+
+def describe(report: CloudReport, out: Path) -> str:
+    """Say what a complete data set holds.
+
+    Args:
+        report: of the run that completed it.
+        out: the data set.
+    """
     summary = report.summary
-    if summary is None:
-        return "\n".join(lines)
-    lines.append(f"{'split':<6} {'files':>8} {'songs':>8} {'hours':>8} {'samples':>10}")
+    assert summary is not None
+    lines = [f"{'split':<6} {'files':>8} {'songs':>8} {'hours':>8} {'samples':>10}"]
     for name, side in summary.splits.items():
         lines.append(
             f"{name:<6} {side.files:>8,} {side.songs:>8,} {side.hours:>8.1f} {side.samples:>10,}"

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 
 from kmidi_mlx.data.audio_emotion import read_recordings
-from kmidi_mlx.data.audio_emotion_render import quadrant_label, render_audio_emotion
+from kmidi_mlx.data.audio_emotion_recording import quadrant_label
+from kmidi_mlx.data.audio_emotion_render import render_audio_emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.midi_file import write_midi
 from kmidi_mlx.music.mood import (

@@ -41,6 +41,10 @@ def pieces(folder: Path) -> Pieces:
     }
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def reasons(folder: Path) -> dict[str, str]:
     lines = (folder / "rejected.jsonl").read_text().splitlines()
     return {Path(row["path"]).name: row["reason"] for row in map(json.loads, lines)}
@@ -177,10 +181,10 @@ def test_a_second_run_does_only_what_is_new(music: Music, tmp_path: Path) -> Non
     music("c.mid", seed=3, count=2)
     first = prepare(folder, out=out)
     assert (first.prepared, first.reused) == (3, 0)
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    before = contents(out)
     again = prepare(folder, out=out)
     assert (again.prepared, again.reused) == (0, 3)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert contents(out) == before
 
     music("d.mid", seed=4)
     music("b.mid", seed=5)  # other content
@@ -188,7 +192,7 @@ def test_a_second_run_does_only_what_is_new(music: Music, tmp_path: Path) -> Non
     third = prepare(folder, out=out)
     assert (third.prepared, third.reused) == (2, 2)
     prepare(folder, out=tmp_path / "fresh")
-    assert pieces(out) == pieces(tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
 
     (folder / "a.mid").unlink()
     (folder / "d.mid").unlink()
@@ -336,7 +340,7 @@ def test_stopping_commits_and_the_next_run_goes_on(music: Music, tmp_path: Path)
     rest = prepare(folder, out=out)
     assert (rest.prepared, rest.reused) == (24, 16)
     prepare(folder, out=tmp_path / "fresh")
-    assert pieces(out) == pieces(tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
 
 
 def test_workers_make_the_same_data_set(music: Music, tmp_path: Path) -> None:
@@ -345,7 +349,7 @@ def test_workers_make_the_same_data_set(music: Music, tmp_path: Path) -> None:
     folder = tmp_path / "music"
     prepare(folder, out=tmp_path / "one")
     assert prepare_midi([folder], tmp_path / "two", workers=2).workers == 2
-    assert pieces(tmp_path / "one") == pieces(tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_file_that_kills_its_worker_is_rejected_and_tried_again(
@@ -396,12 +400,11 @@ def test_kill_9_at_any_moment_loses_no_committed_work(music: Music, tmp_path: Pa
             committed = 0
             while committed < shards and victim.poll() is None:
                 time.sleep(0.005)
-                committed = len(list(out.glob("shard-*.npz")))
+                committed = len(list(out.glob(".parts/shard-*.npz")))
             time.sleep(rng.uniform(0.0, 0.05))
             victim.send_signal(signal.SIGKILL)
-        assert len(list(out.glob("shard-*.npz"))) >= committed
+        assert len(list(out.glob(".parts/shard-*.npz"))) >= committed
     last = prepare(folder, out=out)
     assert last.reused > 0
     prepare(folder, out=tmp_path / "fresh")
-    assert pieces(out) == pieces(tmp_path / "fresh")
-    assert not list(out.glob(".tmp-*"))
+    assert contents(out) == contents(tmp_path / "fresh")
