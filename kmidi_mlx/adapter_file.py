@@ -22,8 +22,8 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.torch_file import Arrays
 
 __all__ = [
-    "Adapter", "adapter_names", "add_adapter_argument", "find_adapter", "open_adapter",
-    "open_adapters",
+    "LARGEST_SCALE", "Adapter", "adapter_names", "add_adapter_argument", "find_adapter",
+    "open_adapter", "open_adapters",
 ]  # fmt: skip
 
 #: Adapters count up to so many times, in either direction.
@@ -126,7 +126,10 @@ def open_adapter(path: Path, model: str) -> Adapter:
             f"{path} is for {metadata.get('model', 'no kmidi model')!r}; one for {model!r} is "
             "needed here."
         )
-    config = config_from_dict(metadata.get("config") or {}, str(path)).adapter
+    told = metadata.get("config")
+    if not isinstance(told, dict):
+        raise KmidiError(f"{path} does not say how its adapters are made; it cannot be used.")
+    config = config_from_dict(told, str(path)).adapter
     if not config.adapts:
         raise KmidiError(f"{path} holds a whole model and no adapter; name it as the checkpoint.")
     broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]

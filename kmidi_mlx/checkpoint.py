@@ -6,6 +6,8 @@
     last/state.safetensors weights, averages, optimiser state; counters in its metadata
     metrics.jsonl          one line per log step and evaluation
     samples/               what the model wrote at evaluations
+    tensorboard/, wandb/   what trackers keep, where they were asked for; wandb.json: the run's id
+    hub.json               where a pulled checkpoint came from
     adapters/NAME/         what fine-tuning learnt: adapter_config.yaml, adapter.safetensors in the
                            places of config.yaml and best.safetensors
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,10 +14,12 @@ from kmidi_mlx import checkpoint
 from kmidi_mlx.config import EmotionRecognizerConfig, RunConfig
 from kmidi_mlx.config_file import config_from_dict
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.quantization import Packing, check_description, dequantized, packings
 from kmidi_mlx.torch_file import Arrays
 
 __all__ = [
-    "GENERATOR_HINT", "Loaded", "Weights", "built", "label_temperature", "open_weights",
+    "GENERATOR_HINT", "Loaded", "Weights", "built", "check_numbers", "label_temperature",
+    "open_weights", "widened",
 ]  # fmt: skip
 
 #: Where a person without a checkpoint finds a generator.
@@ -56,22 +59,79 @@ class Weights(Generic[Config]):
     metadata: dict[str, Any]
     path: Path
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> dict[str, Packing]:
         """Compare with the names and shapes that the model of this configuration has.
 
+        Args:
+            expected: names and shapes of the plain model.
+
+        Returns:
+            How layers are packed that are quantised, by name.
+
         Raises:
-            KmidiError: when a name or shape differs, or a number is not finite.
+            KmidiError: when a name or shape differs, a number is not finite, or a layer is
+                quantised in another way than MLX's mode "affine" or than the metadata says.
         """
-        checkpoint.check_names(self.path, self.arrays, expected)
-        broken = [name for name, array in self.arrays.items() if not np.isfinite(array).all()]
-        if broken:
-            raise KmidiError(
-                f"{self.path} holds NaN or Inf in {', '.join(broken)}; it cannot be used."
-            )
+        packed = packings(self.arrays, expected, self.path)
+        check_description(self.metadata, packed, self.path)
+        stored = dict(expected)
+        for layer in packed:
+            for part in ("weight", "scales", "biases"):
+                stored[f"{layer}.{part}"] = self.arrays[f"{layer}.{part}"].shape
+        checkpoint.check_names(self.path, self.arrays, stored)
+        check_numbers(self.arrays, self.path, {f"{layer}.weight" for layer in packed})
+        return packed
+
+    def plain(self, expected: Mapping[str, tuple[int, ...]]) -> Arrays:
+        """Return the arrays as `check` wants them, quantised ones as the fp32 that they mean."""
+        if not self.check(expected):
+            return self.arrays
+        return dequantized(widened(self.arrays), expected, self.path)[0]
+
+    @property
+    def digest(self) -> str:
+        """What tells these numbers from others, whatever file they are kept in."""
+        seen = hashlib.sha256()
+        for name, array in sorted(widened(self.arrays).items()):
+            seen.update(name.encode())
+            seen.update(np.ascontiguousarray(array).data)
+        return seen.hexdigest()[:16]
 
     def loaded(self, model: Model) -> Loaded[Model, Config]:
         """Put a model that has taken the arrays beside what is known of it."""
         return Loaded(model, self.config, self.metadata, self.path)
+
+
+def check_numbers(
+    arrays: Arrays, path: Path, packed: Container[str] = (), kinds: str = "f"
+) -> None:
+    """Hold that arrays are finite numbers of the right kind.
+
+    Args:
+        arrays: of a checkpoint.
+        path: what to name in an error.
+        packed: names of arrays that may be anything.
+        kinds: of numpy's types; "f" are floats.
+
+    Raises:
+        KmidiError: naming all that are not.
+    """
+    numbers = {name: array for name, array in arrays.items() if name not in packed}
+    strange = [name for name, array in numbers.items() if array.dtype.kind not in kinds]
+    if strange:
+        found = numbers[strange[0]].dtype
+        raise KmidiError(f"{path} holds {found} numbers in {', '.join(strange)}, not floats.")
+    broken = [name for name, array in numbers.items() if not np.isfinite(array).all()]
+    if broken:
+        raise KmidiError(f"{path} holds NaN or Inf in {', '.join(broken)}; it cannot be used.")
+
+
+def widened(arrays: Arrays) -> Arrays:
+    """Return arrays with their floats in fp32; what is packed stays."""
+    return {
+        name: array.astype(np.float32, copy=False) if array.dtype.kind == "f" else array
+        for name, array in arrays.items()
+    }
 
 
 def built(make: Callable[[], Made], source: Path) -> Made:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-__all__ = ["in_words", "Progress"]
+__all__ = ["Progress", "in_words"]
 
 _LIVE_INTERVAL_SECONDS = 0.125
 _RATE_WINDOW_SECONDS = 60.0

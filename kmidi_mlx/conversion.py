@@ -16,17 +16,22 @@ from typing import Any
 import numpy as np
 
 from kmidi_mlx import checkpoint, torch_file
-from kmidi_mlx.checkpoint_model import built
+from kmidi_mlx.checkpoint_model import built, check_numbers, widened
 from kmidi_mlx.config import RUN_CONFIGS, RunConfig
 from kmidi_mlx.config_file import config_from_dict, config_to_dict, load_config
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.quantization import dequantized
+from kmidi_mlx.quantization import DESCRIPTION, check_description, dequantized, packings
 from kmidi_mlx.torch_file import Arrays
 
-__all__ = ["DTYPES", "Converted", "ExpectedShapes", "Order", "convert", "state_shapes"]
+__all__ = [
+    "DTYPES", "LOSS", "Converted", "ExpectedShapes", "Order", "Prepared", "convert", "prepare",
+    "state_shapes", "write",
+]  # fmt: skip
 
 #: What weights can be stored as.
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
+#: Name under which metadata tells what quantising cost.
+LOSS = "quantization_loss"
 _SAFETENSORS = ".safetensors"
 _WEIGHTS, _AVERAGE, _OPTIMIZER = "weights.", "average.", "optimizer.states."
 _COUNTERS = ("loss_scale", "good_steps", "bad_steps", "skipped_steps")
@@ -49,6 +54,7 @@ class Order:
         model: what a source without metadata holds, a key of `RUN_CONFIGS`.
         config_files: YAML files that tell how that model is built.
         force: replace a file that is there.
+        quantized: the result is going to be quantised, which only a safetensors file can hold.
     """
 
     source: Path
@@ -58,6 +64,28 @@ class Order:
     model: str | None = None
     config_files: Sequence[Path] = ()
     force: bool = False
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a conversion is going to write.
+
+    Attributes:
+        path: file to make.
+        source: file that was read.
+        arrays: by name; quantised weights are plain again.
+        metadata: of the source.
+        config: of the run.
+        notices: as of `Converted`.
+    """
+
+    path: Path
+    source: Path
+    arrays: Arrays
+    metadata: dict[str, Any]
+    config: RunConfig
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,11 @@ def convert(order: Order, expected: ExpectedShapes) -> Converted:
             holds numbers that are not finite; when the destination is there already or cannot be
             written. Nothing is written or replaced then.
     """
+    return write(prepare(order, expected))
+
+
+def prepare(order: Order, expected: ExpectedShapes) -> Prepared:
+    """Do everything of `convert` but write; arguments and errors as of that."""
     source = _source(order)
     path = _destination(order, source)
     stored = checkpoint.load_stored(source)
@@ -109,15 +142,35 @@ def convert(order: Order, expected: ExpectedShapes) -> Converted:
         if is_state:
             arrays, notice = _weights_to_use(arrays, metadata)
             notices.append(notice)
-        arrays, how = dequantized(arrays, shapes, source)
-        notices += _dequantizing(how)
+        arrays, how = _plain(arrays, metadata, shapes, order.dtype, source)
+        notices += how
         checkpoint.check_names(source, arrays, shapes)
-    _check_numbers(arrays, source, whole_numbers=order.state)
+    check_numbers(arrays, source, kinds="fiu" if order.state else "f")
     if order.dtype is not None:
         arrays = _cast(arrays, order.dtype, source)
+    return Prepared(path, source, arrays, metadata, config, tuple(notices))
+
+
+def write(prepared: Prepared) -> Converted:
+    """Write what was prepared; errors as of `convert`."""
     # sorted, so that the same checkpoint always gives the same torch file
-    _write(path, dict(sorted(arrays.items())), dict(sorted(metadata.items())))
-    return Converted(path, config.name, len(arrays), tuple(notices))
+    arrays = dict(sorted(prepared.arrays.items()))
+    _write(prepared.path, arrays, dict(sorted(prepared.metadata.items())))
+    return Converted(prepared.path, prepared.config.name, len(arrays), prepared.notices)
+
+
+def _plain(
+    arrays: Arrays, metadata: dict[str, Any], shapes: Shapes, dtype: str | None, source: Path
+) -> tuple[Arrays, list[str]]:
+    """Take quantised weights back in full, and what metadata says of quantising away."""
+    check_description(metadata, packings(arrays, shapes, source), source)
+    metadata.pop(DESCRIPTION, None)
+    metadata.pop(LOSS, None)
+    if dtype == "fp32":
+        # before the products, which fp16 would round
+        arrays = widened(arrays)
+    arrays, how = dequantized(arrays, shapes, source)
+    return arrays, _dequantizing(how)
 
 
 def _source(order: Order) -> Path:
@@ -135,12 +188,16 @@ def _destination(order: Order, source: Path) -> Path:
     path = order.destination
     if path.is_dir() or not path.suffix:
         name = Path(checkpoint.LAST if order.state else checkpoint.BEST)
-        to_torch = source.suffix not in torch_file.SUFFIXES
+        to_torch = source.suffix not in torch_file.SUFFIXES and not order.quantized
         path = path / name.with_suffix(".pt" if to_torch else _SAFETENSORS)
     elif path.suffix not in (_SAFETENSORS, *torch_file.SUFFIXES):
         raise KmidiError(
             f"{path} ends in {path.suffix}; name a file that ends in {_SAFETENSORS} (MLX and "
             "others) or .pt (PyTorch), or a folder."
+        )
+    elif order.quantized and path.suffix in torch_file.SUFFIXES:
+        raise KmidiError(
+            f"{path}: quantised weights are MLX's; name a file that ends in {_SAFETENSORS}."
         )
     if os.path.lexists(path):
         if source.exists() and path.exists() and path.samefile(source):
@@ -243,17 +300,6 @@ def _weights_to_use(arrays: Arrays, metadata: dict[str, Any]) -> tuple[Arrays, s
         metadata["step"] = step
     kind = "averaged weights" if averaged else "weights"
     return weights, f"these are the {kind} of a training state, at step {step}; --state takes all"
-
-
-def _check_numbers(arrays: Arrays, source: Path, whole_numbers: bool) -> None:
-    kinds = "fiu" if whole_numbers else "f"
-    strange = [name for name, array in arrays.items() if array.dtype.kind not in kinds]
-    if strange:
-        found = arrays[strange[0]].dtype
-        raise KmidiError(f"{source} holds {found} numbers in {', '.join(strange)}, not floats.")
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-    if broken:
-        raise KmidiError(f"{source} holds NaN or Inf in {', '.join(broken)}; it cannot be used.")
 
 
 def _cast(arrays: Arrays, dtype: str, source: Path) -> Arrays:

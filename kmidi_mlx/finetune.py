@@ -6,19 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, interruptible, run
 from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig, SpectocloudConfig
 from kmidi_mlx.config_file import describe_options
-from kmidi_mlx.data.cloud_shards import CloudReader
-from kmidi_mlx.data.personal import describe_clouds, describe_music, prepare_own
-from kmidi_mlx.data.shards import ShardReader
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.prepare_kinds.options import shown_work
 from kmidi_mlx.runs.finetuning import FinetunePlan, Memory, plan_finetuning, save_memory
+from kmidi_mlx.runs.trackers import add_tracker_arguments, check_trackers
 from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.train import REASONS
 
@@ -80,6 +78,7 @@ def finetune_parser(prog: str, description: str) -> CommandParser:
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
+    add_tracker_arguments(parser)
     add_config_arguments(parser)
     return parser
 
@@ -109,7 +108,7 @@ def plan_from(
         raise KmidiError(
             "--fuse: full fine-tuning leaves a checkpoint of its own; there is nothing to fuse."
         )
-    return plan
+    return replace(plan, trackers=check_trackers(args.trackers))
 
 
 def say(line: str) -> None:
@@ -119,6 +118,11 @@ def say(line: str) -> None:
 
 def prepare(plan: FinetunePlan) -> bool:
     """Prepare the music of a plan and say what is in it; False: stopped before the end."""
+    # imported late: it reads sound too, with large libraries
+    from kmidi_mlx.data.cloud_shards import CloudReader
+    from kmidi_mlx.data.personal import describe_clouds, describe_music, prepare_own
+    from kmidi_mlx.data.shards import ShardReader
+
     path = Path(plan.config.data.path)  # type: ignore[attr-defined]
     midi = isinstance(plan.config, MidiGeneratorConfig)
     if plan.source is not None:
@@ -170,11 +174,16 @@ def report(
         )
         if memory is not None:
             print(memory.text)
-            print(f"weights: {weights} ({weights.stat().st_size / 1e6:.2g} MB)")
+            print(f"weights: {weights} ({_megabytes(weights)} MB)")
         if fused is not None:
             print(f"fused: {fused}")
         print(_next(plan, outcome, command))
     return INTERRUPTED if outcome.reason == "interrupted" else 0
+
+
+def _megabytes(path: Path) -> str:
+    size = path.stat().st_size / 1e6
+    return f"{size:.1f}" if size >= 1 else f"{size:.2f}"
 
 
 def _next(plan: FinetunePlan, outcome: Outcome, command: str) -> str:

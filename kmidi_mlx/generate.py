@@ -125,7 +125,7 @@ def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
         "arousal": emotion.arousal if emotion else None,
         "seed": args.seed,
         "checkpoint": str(loaded.path),
-        "adapters": {adapter.name: scale for adapter, scale in adapters},
+        "adapters": [[adapter.name, scale] for adapter, scale in adapters],
         "changes": [
             {"seconds": time, "valence": then.valence, "arousal": then.arousal}
             for time, then in changes

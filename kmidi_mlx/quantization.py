@@ -99,10 +99,16 @@ def choose_packings(
     wanted = dict.fromkeys(layers, choice.bits)
     for part in exceptions:
         for name in _named(layers, part):
-            del wanted[name]
+            wanted.pop(name, None)
+    sizes = {name: _group_size(inputs, choice.group_size) for name, inputs in layers.items()}
     named: set[str] = set()
     for part, bits in choice.layer_bits.items():
         found = _named(layers, part) or _refuse(layers, part)
+        if not any(sizes[name] for name in found):
+            raise KmidiError(
+                f"{part} cannot be quantised: no group of {_listed(GROUP_SIZES)} divides its "
+                f"{layers[found[0]]} inputs."
+            )
         wanted |= dict.fromkeys(found, bits)
         named |= set(found)
     for part in choice.keep:
@@ -111,18 +117,10 @@ def choose_packings(
                 raise KmidiError(f"{name} cannot be both kept and given bits; leave out one.")
             wanted.pop(name, None)
     chosen = {
-        name: Packing(wanted[name], size)
-        for name, inputs in layers.items()
-        if name in wanted and (size := _group_size(inputs, choice.group_size))
+        name: Packing(wanted[name], size) for name, size in sizes.items() if size and name in wanted
     }
     if not chosen:
         raise KmidiError("no layer is left to quantise; keep fewer.")
-    if not named <= chosen.keys():
-        name = min(named - chosen.keys())
-        raise KmidiError(
-            f"{name} cannot be quantised: no group of {_listed(GROUP_SIZES)} divides its "
-            f"{layers[name]} inputs."
-        )
     return chosen
 
 

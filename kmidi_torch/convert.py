@@ -11,7 +11,7 @@ from kmidi_mlx.convert import convert_with, find_network
 
 def main(argv: list[str]) -> int:
     """Parse the flags, convert, print what was written; PyTorch tells what a network holds."""
-    return convert_with(argv, _expected)
+    return convert_with(argv, _expected, None)
 
 
 def _expected(config: RunConfig) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,7 @@ def _torch(device: str) -> Engine:
 
     from kmidi_torch.generation.generator import generate
     from kmidi_torch.loading import load_generator
+    from kmidi_torch.models.adapters import adapt
 
     usable = {
         "cpu": True,
@@ -38,7 +39,7 @@ def _torch(device: str) -> Engine:
     }
     if not usable[device]:
         raise KmidiError(f"--device {device}: this PyTorch finds none here; try --device cpu.")
-    return Engine(lambda path: load_generator(path, device=device), generate)
+    return Engine(lambda path: load_generator(path, device=device), adapt, generate)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ def load_generator(
     """Open a MIDI generator.
 
     Args:
-        path: a checkpoint folder (its `best.safetensors`) or a file made by kmidi.
+        path: a checkpoint folder (its `best.safetensors`) or a file made by kmidi; quantised
+            weights become plain ones.
         dtype: of the weights.
         device: where they go.
 
@@ -79,9 +80,10 @@ def _load(
 ) -> Loaded[Model, Config]:
     weights = open_weights(path, kind, hint)
     # shapes first: a file may describe more than there is memory for
-    weights.check(built(lambda: parameter_shapes(lambda: build(weights.config)), weights.path))
+    shapes = built(lambda: parameter_shapes(lambda: build(weights.config)), weights.path)
+    arrays = weights.plain(shapes)
     model = build(weights.config)
     # torch makes its own copies: numpy's arrays may be views of a file that is read only
-    model.load_state_dict({name: torch.tensor(value) for name, value in weights.arrays.items()})
+    model.load_state_dict({name: torch.tensor(value) for name, value in arrays.items()})
     model.to(device=device, dtype=dtype).eval()
     return weights.loaded(model)

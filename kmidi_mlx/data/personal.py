@@ -20,7 +20,7 @@ from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.manifest import write_manifest
 from kmidi_mlx.data.prepare import OnProgress, OnStart, prepare_midi
 from kmidi_mlx.data.shards import ShardReader
-from kmidi_mlx.data.sources import MIDI_FILES, SOUNDING_FILES, Accepted, Source, list_sources
+from kmidi_mlx.data.sources import MIDI_FILES, SOUNDING_FILES, Source, list_sources
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import NOTE_OFF, STEPS_PER_SECOND
 

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from kmidi_mlx.adapter_file import add_adapter_argument, open_adapters
 from kmidi_mlx.command import CommandParser
+from kmidi_mlx.config import MidiGeneratorConfig
 from kmidi_mlx.config_section import ConfigError
 from kmidi_mlx.console import Progress
 from kmidi_mlx.data.manifest import SPLITS
@@ -42,6 +44,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="DIR",
         help=f"trained model (default: {DEFAULT_CHECKPOINT})",
     )
+    add_adapter_argument(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared music")
     parser.add_argument("--split", choices=SPLITS, default="val", help="its side (default: val)")
 
@@ -119,15 +122,19 @@ def _measure_model(args: argparse.Namespace) -> dict[str, Any]:
     reader = ShardReader(args.data)
     # imported late, so that wrong flags and data answer before the framework loads
     from kmidi_mlx.evaluation.spans import held_out_pieces
+    from kmidi_mlx.models.adapters import adapt
     from kmidi_mlx.models.loading import load_generator
 
     pieces = held_out_pieces(reader, args.split)
     loaded = load_generator(args.checkpoint)
+    adapters = open_adapters(args.adapters, loaded.path.parent, MidiGeneratorConfig.name)
+    adapt(loaded.model, adapters)
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     result: dict[str, Any] = {
         "model": args.model,
         "checkpoint": str(loaded.path),
+        "adapters": [[adapter.name, scale] for adapter, scale in adapters],
         "step": loaded.metadata.get("step"),
         "synthetic": bool(loaded.metadata.get("synthetic")),
         "data": str(args.data),

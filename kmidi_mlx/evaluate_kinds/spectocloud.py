@@ -10,7 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from kmidi_mlx.adapter_file import add_adapter_argument, open_adapters
 from kmidi_mlx.command import CommandParser
+from kmidi_mlx.config import SpectocloudConfig
 from kmidi_mlx.console import Progress
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.manifest import SPLITS
@@ -33,6 +35,7 @@ def add_arguments(parser: CommandParser) -> None:
         metavar="DIR",
         help=f"trained network (default: {DEFAULT_CHECKPOINT})",
     )
+    add_adapter_argument(parser)
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder made by kmidi prepare spectocloud"
     )
@@ -67,10 +70,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     reader = CloudReader(args.data)
     # imported late, so that wrong flags and data answer before the framework loads
     from kmidi_mlx.evaluation.cloud_ladder import climb, held_out_pairs
+    from kmidi_mlx.models.adapters import adapt
     from kmidi_mlx.models.loading import load_spectocloud
 
     indices = held_out_pairs(reader, args.split, args.limit)
     loaded = load_spectocloud(args.checkpoint)
+    adapters = open_adapters(args.adapters, loaded.path.parent, SpectocloudConfig.name)
+    adapt(loaded.model, adapters)
     if loaded.notice:
         print(loaded.notice, file=sys.stderr)
     with Progress(len(indices), "climb", "pairs") as progress:
@@ -85,6 +91,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "model": args.model,
         "checkpoint": str(loaded.path),
+        "adapters": [[adapter.name, scale] for adapter, scale in adapters],
         "step": loaded.metadata.get("step"),
         "synthetic": bool(loaded.metadata.get("synthetic")),
         "data": str(args.data),

@@ -57,6 +57,19 @@ class AdaptedModel:
         self._put(changed)
         self._bases = bases
 
+    def check(self, adapter: Adapter) -> None:
+        """Find out whether an adapter fits; the model stays as it is.
+
+        Raises:
+            KmidiError: when it does not.
+        """
+        held = {name: self._module(name) for name in self._bases}
+        self._put(self._bases)
+        try:
+            _changes(self._model, adapter)
+        finally:
+            self._put(held)
+
     def _module(self, name: str) -> nn.Module:
         return dict(self._model.named_modules())[name]
 

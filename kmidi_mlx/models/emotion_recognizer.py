@@ -270,7 +270,7 @@ class EmotionRecognizer(nn.Module):
         patches = mel.reshape(batch, time // patch, -1)
         before = mx.concatenate([state.last_patch.astype(mel.dtype), patches], axis=1)
         pairs = mx.concatenate([before[:, :-1], patches], axis=-1)
-        pairs = ((pairs - _MEL_CENTRE) * _MEL_SCALE).astype(self.stem.weight.dtype)
+        pairs = ((pairs - _MEL_CENTRE) * _MEL_SCALE).astype(self.stem_norm.weight.dtype)
         x = self.stem_norm(self.stem(pairs))
         pasts = []
         for block, past in zip(self.blocks, state.pasts, strict=True):
@@ -283,7 +283,7 @@ class EmotionRecognizer(nn.Module):
     def _estimate(
         self, mean: mx.array, square: mx.array, profile: mx.array, keep: mx.array | None
     ) -> Estimate:
-        dtype = self.stem.weight.dtype
+        dtype = self.stem_norm.weight.dtype
         none = mx.zeros((len(mean), 0))
         variance = mx.maximum(square - mx.square(mean), 0.0)
         pooled = mx.concatenate([mean, mx.sqrt(variance + _VARIANCE_FLOOR)], axis=-1)

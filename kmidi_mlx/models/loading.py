@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import mlx.core as mx
 from mlx import nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten
 
-from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, built, open_weights
+from kmidi_mlx.checkpoint_model import GENERATOR_HINT, Loaded, Weights, built, open_weights
 from kmidi_mlx.config import (
     EmotionRecognizerConfig,
     MidiGeneratorConfig,
@@ -19,6 +19,7 @@ from kmidi_mlx.config import (
 )
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
+from kmidi_mlx.models.quantization import cast, restructure
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -71,12 +72,30 @@ def _load(
     dtype: mx.Dtype | None,
     hint: str = "",
 ) -> Loaded[Model, Config]:
-    weights = open_weights(path, kind, hint)
+    return assemble(open_weights(path, kind, hint), build, dtype)
+
+
+def assemble(
+    weights: Weights[Config],
+    build: Callable[[Config], Model],
+    dtype: mx.Dtype | None = None,
+) -> Loaded[Model, Config]:
+    """Make a model of weights, quantised where they are.
+
+    Args:
+        weights: of a checkpoint.
+        build: makes the network of a run.
+        dtype: of the weights, packed ones left alone; None: `default_dtype`.
+
+    Raises:
+        KmidiError: when the weights are not finite, do not fit their configuration, or are not
+            quantised as they say.
+    """
     model = built(lambda: build(weights.config), weights.path)
-    weights.check({name: array.shape for name, array in tree_flatten(model.parameters())})
+    packed = weights.check({name: array.shape for name, array in tree_flatten(model.parameters())})
+    restructure(model, packed, weights.path)
     model.load_weights([(name, mx.array(array)) for name, array in weights.arrays.items()])
-    wanted = dtype or default_dtype()
-    model.update(tree_map(lambda weight: weight.astype(wanted), model.parameters()))
+    cast(model, dtype or default_dtype())
     model.eval()
     mx.eval(model.parameters())
     return weights.loaded(model)

@@ -16,7 +16,7 @@ import numpy as np
 from mlx import nn
 
 from kmidi_mlx.config import SpectocloudVitConfig
-from kmidi_mlx.models.layers import CrossAttention
+from kmidi_mlx.models.layers import CrossAttention, add_linear
 from kmidi_mlx.models.sound_places import (
     NOW_DIM,
     PLACE_DIM,
@@ -224,7 +224,7 @@ class SpectocloudViT(nn.Module):
         else:
             codes = mx.array(point_codes(LEVELS_OF_DETAIL[-1]))[points]
         activation = ACTIVATIONS[self.config.activation]
-        codes = codes.astype(self.query_in.weight.dtype)
+        codes = codes.astype(self.position_embedding.dtype)
         queries = self.query_codes(codes) + self.query_out(activation(self.query_in(codes)))
         return Constants(
             [block.attention.bias() for blocks in self.stages for block in blocks], queries
@@ -245,7 +245,7 @@ class SpectocloudViT(nn.Module):
             `(batch, points, 10)` in fp32, columns as in `kmidi_mlx.spectocloud.CHANNELS`: x, y, z
             in [-1, 1], all others in [0, 1].
         """
-        windows = windows.astype(self.patch_embedding.weight.dtype)
+        windows = windows.astype(self.position_embedding.dtype)
         places = sound_places(windows)
         modulations = self._modulations(features, emotion, places)
         memory = self._memory(windows, places, constants.biases, modulations)
@@ -267,7 +267,7 @@ class SpectocloudViT(nn.Module):
             features * mx.array(_FEATURE_SCALE, features.dtype),
             pitches / mx.maximum(strongest, 1e-3),
         ]
-        dtype = self.condition_in.weight.dtype
+        dtype = self.position_embedding.dtype
         heard = 3.0 * now_codes(places)
         condition = mx.concatenate([*(part.astype(dtype) for part in told), heard], axis=-1)
         activation = ACTIVATIONS[self.config.activation]
@@ -325,7 +325,7 @@ class SpectocloudViT(nn.Module):
         patches = patches.transpose(0, 2, 1, 3)
         patches = patches.reshape(batch, _CHANNELS_IN, height * width, side * side)
         patches = patches.transpose(0, 2, 1, 3).reshape(batch, height * width, -1)
-        return mx.addmm(self.position_embedding, patches, self.patch_embedding.weight.T)
+        return add_linear(self.position_embedding, self.patch_embedding, patches)
 
     def _to_shifted(self, x: mx.array, height: int, width: int, by: int) -> mx.array:
         window = self.config.window_size

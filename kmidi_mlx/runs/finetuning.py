@@ -39,6 +39,7 @@ class FinetunePlan:
         resume: whether it goes on.
         source: the person's music; None: it is prepared already.
         original: prepared music of the base, to see what is forgotten; None: what comes with kmidi.
+        trackers: that are reported to, as of `check_trackers`.
     """
 
     config: RunConfig
@@ -46,6 +47,7 @@ class FinetunePlan:
     resume: bool
     source: Path | None
     original: Path | None
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.models.loading import load_spectocloud
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
 from kmidi_mlx.runs.cloud_task import HostCloudTask
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.training.cloud_losses import CloudLoss, cloud_losses
 from kmidi_mlx.training.device_task import DeviceTask
 from kmidi_mlx.training.first_model import first_model
@@ -27,8 +28,10 @@ def clouds_of(model: nn.Module, batch: Batch) -> mx.array:
 class CloudTask(DeviceTask, HostCloudTask):
     """Spectocloud as something `Trainer` can train; arguments as of `HostCloudTask`."""
 
-    def __init__(self, config: SpectocloudConfig, reader: CloudReader) -> None:
-        super().__init__(config, reader)
+    def __init__(
+        self, config: SpectocloudConfig, reader: CloudReader, processes: Processes = ALONE
+    ) -> None:
+        super().__init__(config, reader, processes)
         self._held_out_losses = mx.compile(
             lambda batch: self._weighted(self._losses(self.model, batch), batch["weights"]),
             inputs=[self.model.state],

@@ -15,6 +15,7 @@ from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
 from kmidi_mlx.models.loading import load_recognizer
 from kmidi_mlx.runs.emotion_measures import ClipEstimates
 from kmidi_mlx.runs.emotion_task import Heard, HostEmotionTask, collect_estimates
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.training.device_task import DeviceTask
 from kmidi_mlx.training.first_model import first_model
 from kmidi_mlx.training.losses import cross_entropy_sum
@@ -60,8 +61,13 @@ def _heard(model: EmotionRecognizer, clips: Clips) -> Heard:
 class EmotionTask(DeviceTask, HostEmotionTask):
     """The recogniser as something `Trainer` can train; arguments as of `HostEmotionTask`."""
 
-    def __init__(self, config: EmotionRecognizerConfig, recordings: Recordings) -> None:
-        super().__init__(config, recordings)
+    def __init__(
+        self,
+        config: EmotionRecognizerConfig,
+        recordings: Recordings,
+        processes: Processes = ALONE,
+    ) -> None:
+        super().__init__(config, recordings, processes)
         self._held_out_loss = mx.compile(
             lambda batch: losses_of(self.model, batch, self.config, 0.0),
             inputs=[self.model.state],

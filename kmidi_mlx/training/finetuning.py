@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
 
 from kmidi_mlx import checkpoint
+from kmidi_mlx.adapter_config import AdapterConfig
 from kmidi_mlx.blas import blas_name
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models import lora
-from kmidi_mlx.runs.finetuning import FinetunePlan, Losses, Memory, original_music
+from kmidi_mlx.quantization import dequantized
+from kmidi_mlx.runs.finetuning import FinetunePlan, Losses, Memory, about_base, original_music
 from kmidi_mlx.runs.memory import physical_bytes, require_memory
 from kmidi_mlx.runs.run import describe_run, run_task
 from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.training.cloud_task import CloudTask
-from kmidi_mlx.training.first_model import digest_of
 from kmidi_mlx.training.midi_task import MidiTask
 from kmidi_mlx.training.run import make_step, make_task
 
@@ -53,34 +56,41 @@ def finetune_model(
     path, name = original_music(plan)
     task = make_task(config)
     assert isinstance(task, TunedTask)
-    digest = digest_of(task.model)
-    task.metadata["base"] = {"name": Path(config.adapter.base).name, "digest": digest}
+    task.metadata["base"] = about_base(plan)
     before = _losses(task, path)
     weights = sum(array.size for _, array in tree_flatten(task.model.parameters()))
     available = int(config.training.memory_gb * 1e9) or physical_bytes()
-    require_memory(config, weights, available)
+    trained = _trained(task)
+    require_memory(config, weights, available, trained)
     on_cpu = mx.default_device().type != mx.DeviceType.gpu
     place = f"the CPU ({blas_name()})" if on_cpu else "the GPU"
-    announcement = describe_run(
-        config, weights, task.steps_per_epoch, place, on_cpu, _trained(task, weights)
-    )
+    share = f"{trained:,} of them are trained ({100 * trained / weights:.1f} %)"
+    announcement = describe_run(config, weights, task.steps_per_epoch, place, on_cpu, share)
     step = make_step(task)
-    outcome = run_task(task, step, plan.out, plan.resume, interruption, announcement, announce)
+    outcome = run_task(
+        task,
+        step,
+        plan.out,
+        plan.resume,
+        interruption,
+        announcement,
+        announce,
+        trackers=plan.trackers,
+    )
     if outcome.reason == "interrupted":
         return outcome, None
     _load_best(task, plan)
     return outcome, Memory(task.loss_unit, before, _losses(task, path), name)
 
 
-def _trained(task: TunedTask, weights: int) -> str:
-    """Say how many weights are trained; of adapters it must be theirs alone."""
+def _trained(task: TunedTask) -> int:
+    """Return how many weights are trained; of adapters it must be theirs alone."""
     trained = dict(tree_flatten(task.model.trainable_parameters()))
     if task.config.adapter.adapts:
         strangers = [name for name in trained if name.rpartition(".")[2] not in lora.LEARNT]
         if strangers or len(trained) != len(lora.adapter_weights(task.model)):
             raise AssertionError(f"trained beside the adapters: {strangers}")
-    count = sum(array.size for array in trained.values())
-    return f"{count:,} of them are trained ({100 * count / weights:.1f} %)"
+    return sum(array.size for array in trained.values())
 
 
 def _losses(task: TunedTask, original: Path | None) -> Losses:
@@ -116,20 +126,20 @@ def fuse(plan: FinetunePlan, out: Path) -> Path:
     Raises:
         KmidiError: when the run trained no adapters, or left none.
     """
-    import numpy as np
-
     if not plan.config.adapter.adapts:
-        raise KmidiError(
-            f"{plan.out} is a checkpoint of its own; there is nothing to fuse."
-        )
-    task = make_task(plan.config)
+        raise KmidiError(f"{plan.out} is a checkpoint of its own; there is nothing to fuse.")
+    config = plan.config
+    # whatever it was trained in, what is written is exact and plain
+    exact = replace(config, training=replace(config.training, precision="fp32"))
+    task = make_task(exact)
     assert isinstance(task, TunedTask)
     _load_best(task, plan)
     _, metadata = checkpoint.load_arrays(plan.out / checkpoint.ADAPTER)
     lora.fuse_all(task.model)
-    plain = config_to_dict(type(plan.config)())["adapter"]
-    metadata["config"] = {**metadata["config"], "adapter": plain}
+    metadata["config"] = config_to_dict(replace(config, adapter=AdapterConfig()))
     arrays = {name: np.array(value) for name, value in tree_flatten(task.model.parameters())}
+    like = tree_flatten(type(task.model)(config.model).parameters())
     path = out / checkpoint.BEST
-    checkpoint.save_arrays(path, arrays, metadata)
+    plain, _ = dequantized(arrays, {name: value.shape for name, value in like}, path)
+    checkpoint.save_arrays(path, plain, metadata)
     return path

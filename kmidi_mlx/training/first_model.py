@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-import numpy as np
 from mlx import nn
-from mlx.utils import tree_flatten
 
 from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.config import RunConfig
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models import lora
-from kmidi_mlx.models.quantization import cast, quantize_base
+from kmidi_mlx.models.quantization import cast, quantize_base, quantized_layers
 from kmidi_mlx.training.step import DTYPES
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -35,8 +32,8 @@ def first_model(
         load: opens a trained one in a precision.
 
     Raises:
-        KmidiError: when the base cannot be opened or is not built as `config` says, or the adapters
-            do not suit it.
+        KmidiError: when the base cannot be opened, is not built as `config` says or is quantised
+            where every weight is to be trained, or the adapters do not suit it.
     """
     adapter = config.adapter
     if adapter.method == "none":
@@ -48,6 +45,11 @@ def first_model(
         raise KmidiError(
             f"{loaded.path} is built otherwise than the section `model` says; leave that section "
             "out."
+        )
+    if adapter.method == "full" and quantized_layers(loaded.model):
+        raise KmidiError(
+            f"{loaded.path} is quantised, and only adapters can learn over that; name the weights "
+            "from before, or set adapter.method=lora."
         )
     model = loaded.model.train()
     if adapter.adapts:
@@ -65,16 +67,3 @@ def first_model(
             seed,
         )
     return model
-
-
-def digest_of(model: nn.Module) -> str:
-    """Return what tells the weights of a base from others; adapters on it do not count."""
-    seen = hashlib.sha256()
-    for name, array in sorted(tree_flatten(model.parameters())):
-        plain = name.replace(".base.", ".")
-        if plain.rpartition(".")[2] in lora.LEARNT:
-            continue
-        whole = array if array.dtype == mx.uint32 else array.astype(mx.float32)
-        seen.update(plain.encode())
-        seen.update(np.ascontiguousarray(whole).tobytes())
-    return seen.hexdigest()[:16]

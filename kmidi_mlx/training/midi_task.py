@@ -15,6 +15,7 @@ from kmidi_mlx.generation.generator import generate
 from kmidi_mlx.models.loading import load_generator
 from kmidi_mlx.models.midi_transformer import Conditions, EmotionMIDITransformer
 from kmidi_mlx.runs.midi_task import HostMidiTask
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.training.device_task import DeviceTask
 from kmidi_mlx.training.first_model import first_model
 from kmidi_mlx.training.losses import cross_entropy_sum
@@ -39,8 +40,10 @@ def cross_entropy_of(
 class MidiTask(DeviceTask, HostMidiTask):
     """The MIDI generator as something `Trainer` can train; arguments as of `HostMidiTask`."""
 
-    def __init__(self, config: MidiGeneratorConfig, reader: ShardReader) -> None:
-        super().__init__(config, reader)
+    def __init__(
+        self, config: MidiGeneratorConfig, reader: ShardReader, processes: Processes = ALONE
+    ) -> None:
+        super().__init__(config, reader, processes)
         self._held_out_loss = mx.compile(
             lambda batch: cross_entropy_of(self.model, batch, 0.0), inputs=[self.model.state]
         )

@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from numpy.typing import NDArray
 
 from kmidi_mlx.config import OptimizerConfig, TrainingConfig
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.step_rules import (
     FIRST_LOSS_SCALE,
     LARGEST_LOSS_SCALE,
@@ -26,6 +27,7 @@ from kmidi_mlx.runs.step_rules import (
 )
 from kmidi_mlx.runs.task import Numbers
 from kmidi_mlx.torch_file import Arrays
+from kmidi_mlx.training.distributed import Group
 
 DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
 
@@ -66,6 +68,7 @@ class TrainStep:
         loss_sum: returns the summed loss of a micro-batch and the weight it was summed over.
         optimizer, training: the run's settings.
         positions: number of loss positions in a full micro-batch; keeps fp16 losses small.
+        processes: that train together; each brings its own micro-batches.
     """
 
     def __init__(
@@ -75,8 +78,14 @@ class TrainStep:
         optimizer: OptimizerConfig,
         training: TrainingConfig,
         positions: int,
+        processes: Processes = ALONE,
     ) -> None:
         self.model = model
+        self._group = processes if isinstance(processes, Group) else None
+        if self._group is not None:
+            # another kind of machine may have drawn other first weights
+            first = self._group.told(lambda: _as_numpy(model.trainable_parameters()))
+            model.update(tree_unflatten([(name, mx.array(array)) for name, array in first.items()]))
         self._loss_sum = loss_sum
         self._clip_norm = optimizer.clip_norm
         self._dtype = DTYPES[training.precision]
@@ -111,13 +120,15 @@ class TrainStep:
 
         Returns:
             `loss` (mean over weighted positions), `weight` (their number), `grad_norm` (before
-            clipping), `finite` (0: the step was skipped).
+            clipping), `finite` (0: the step was skipped); all of them over all processes.
         """
         gradients, loss, weight = self._gradients(micro_batches[0])
         for batch in micro_batches[1:]:
             # evaluated piece by piece, or the activations of all micro-batches live at once
             mx.eval(gradients, loss, weight)
             gradients, loss, weight = self._more(gradients, loss, weight, batch)
+        if self._group is not None:
+            gradients, loss, weight = self._group.add_up((gradients, loss, weight))
         grad_norm, finite = self._apply(gradients, loss, weight, mx.array(learning_rate))
         measures = {
             "loss": loss / mx.maximum(weight, 1),
@@ -216,12 +227,14 @@ class TrainStep:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model hold the weights to use: averaged ones where averaging is on."""
+        """Let the model hold the weights to use, averaged where that is on, and drop nothing."""
         trained = self.model.trainable_parameters()
         self.model.update(self._to_use())
+        self.model.eval()
         try:
             yield
         finally:
+            self.model.train()
             self.model.update(trained)
 
     def _to_use(self) -> dict[str, Any]:

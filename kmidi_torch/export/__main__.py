@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 
+from kmidi_mlx.adapter_file import add_adapter_argument
 from kmidi_mlx.command import CommandParser, run
 from kmidi_mlx.config import RUN_CONFIGS
 from kmidi_mlx.errors import KmidiError
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> int:
         target.add_argument(
             "--out", type=Path, metavar="FILE", help="default: best.* beside the weights"
         )
+        add_adapter_argument(target)
         target.add_argument("--json", action="store_true", help="print the result as JSON")
         modules[name] = importlib.import_module(f"kmidi_torch.export.{name}_target")
         modules[name].add_arguments(target)

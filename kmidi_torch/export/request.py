@@ -8,14 +8,16 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kmidi_mlx.adapter_file import open_adapters
 from kmidi_mlx.checkpoint import BEST
 from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.errors import KmidiError
 from kmidi_torch.loading import load_generator, load_recognizer, load_spectocloud
+from kmidi_torch.models.adapters import adapt
 
 __all__ = ["Draft", "Request", "open_request", "replacing"]
 
@@ -34,7 +36,7 @@ class Request:
 
     Attributes:
         model: name of the model.
-        loaded: it, in fp32 on the CPU.
+        loaded: it, in fp32 on the CPU, with its adapters.
         out: file or folder to make.
         options: flags of the target.
     """
@@ -51,19 +53,21 @@ def open_request(
     """Load the model that the flags name.
 
     Args:
-        args: parsed, with `model`, `checkpoint`, `out`.
+        args: parsed, with `model`, `checkpoint`, `adapters`, `out`.
         suffix: of what is made, such as `.onnx`; it lands beside the weights unless `out` is given.
         variant: put before the suffix there, such as `-fp16`.
         folder: whether a folder is made, not a file.
 
     Raises:
-        KmidiError: when there is no such checkpoint or it cannot be used, or `out` ends wrongly or
-            cannot be made.
+        KmidiError: when there is no such checkpoint or adapter or it cannot be used, or `out` ends
+            wrongly or cannot be made.
     """
+    folder_of_base = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
+    adapters = open_adapters(args.adapters, folder_of_base, args.model)
     out = args.out
     if out is None:
-        beside = args.checkpoint if args.checkpoint.is_dir() else args.checkpoint.parent
-        out = beside / (Path(BEST).stem + variant + suffix)
+        names = "".join(f"-{adapter.name}" for adapter, _ in adapters)
+        out = folder_of_base / (Path(BEST).stem + names + variant + suffix)
     if out.suffix != suffix:
         raise KmidiError(f"--out {out}: give a name that ends in {suffix}.")
     if not out.parent.is_dir():
@@ -80,7 +84,12 @@ def open_request(
             f"--out {out} is a folder but no {suffix} package and would not be replaced; give "
             "another name."
         )
-    return Request(args.model, _LOADERS[args.model](args.checkpoint), out, args)
+    loaded = _LOADERS[args.model](args.checkpoint)
+    adapt(loaded.model, adapters)
+    if adapters:
+        told = [f"{adapter.name}:{scale:g}" for adapter, scale in adapters]
+        loaded = replace(loaded, metadata={**loaded.metadata, "adapters": told})
+    return Request(args.model, loaded, out, args)
 
 
 @dataclass

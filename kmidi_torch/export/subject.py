@@ -137,7 +137,7 @@ class Subject:
         config, known = self.request.loaded.config, self.request.loaded.metadata
         told: dict[str, Any] = {
             name: known[name]
-            for name in ("step", "metric", "synthetic", "data_licences", "data_labels")
+            for name in ("step", "metric", "synthetic", "data_licences", "data_labels", "adapters")
             if name in known
         }
         if isinstance(config, EmotionRecognizerConfig):

@@ -95,6 +95,10 @@ class LoRALinear(nn.Module):
         """Draw the inputs that are dropped, at all positions, until drawn again."""
         self._keep.copy_(torch.from_numpy(keep_factors(len(self.lora_a), self.dropout, rng)))
 
+    def change(self) -> Tensor:
+        """What the adapter adds to the layer's weight, `(outputs, inputs)`."""
+        return self._adapted() - self.base.weight.to(self.lora_a.dtype)
+
     def fuse(self) -> nn.Linear:
         """Return a plain layer that computes the same."""
         weight = self.weight.detach()
@@ -150,6 +154,11 @@ class DoRALinear(LoRALinear):
         bias = y.new_zeros(1) if self.base.bias is None else self.base.bias
         return (self._gain() * (y - bias + self._delta(x))).to(y.dtype) + bias
 
+    def change(self) -> Tensor:
+        """What the adapter adds to the layer's weight, `(outputs, inputs)`."""
+        adapted = self._gain()[:, None] * self._adapted()
+        return adapted - self.base.weight.to(adapted.dtype)
+
     def _lengths(self) -> Tensor:
         """Length of every row of the sum, `(outputs,)`."""
         return torch.sqrt(torch.sum(torch.square(self._adapted()), dim=1))
@@ -168,6 +177,8 @@ class DoRALinear(LoRALinear):
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}
+#: Names of the arrays of an adapter that are trained.
+LEARNT = ("lora_a", "lora_b", "magnitude")
 
 
 def attach(
@@ -214,7 +225,7 @@ def attach(
     }
     model.requires_grad_(False)
     for name, adapter in made.items():
-        _replace(model, name, adapter.train(model.training))
+        replace_module(model, name, adapter.train(model.training))
     return sorted(name for name, weight in model.named_parameters() if weight.requires_grad)
 
 
@@ -236,14 +247,14 @@ def draw_dropout(model: nn.Module, rng: np.random.Generator) -> None:
 def detach(model: nn.Module) -> None:
     """Take all adapters off again; everything is trained as before."""
     for name, adapter in adapters(model).items():
-        _replace(model, name, adapter.base)
+        replace_module(model, name, adapter.base)
     _train_all(model)
 
 
 def fuse_all(model: nn.Module) -> None:
     """Replace all adapted layers by plain ones that compute the same; everything is trained."""
     for name, adapter in adapters(model).items():
-        _replace(model, name, adapter.fuse())
+        replace_module(model, name, adapter.fuse())
     _train_all(model)
 
 
@@ -279,10 +290,10 @@ def _train_all(model: nn.Module) -> None:
 
 def _own(adapter: LoRALinear) -> dict[str, nn.Parameter]:
     """Return the arrays of an adapter that are trained."""
-    return dict(adapter.named_parameters(recurse=False))
+    return {name: getattr(adapter, name) for name in LEARNT if hasattr(adapter, name)}
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another."""
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another, by its name in the model."""
     path, _, last = name.rpartition(".")
     model.get_submodule(path).register_module(last, module)

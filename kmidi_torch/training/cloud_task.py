@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kmidi_mlx.runs.cloud_task import HostCloudTask
+from kmidi_torch.loading import load_spectocloud
 from kmidi_torch.models.spectocloud_vit import SpectocloudViT
 from kmidi_torch.training.cloud_losses import CloudLoss, cloud_losses
 from kmidi_torch.training.device_task import DeviceTask
+from kmidi_torch.training.first_model import first_model
 from kmidi_torch.training.step import Batch
 
 
@@ -25,8 +27,7 @@ class CloudTask(DeviceTask, HostCloudTask):
 
     def build(self) -> SpectocloudViT:
         """Make the network of `config` with its first weights."""
-        model = SpectocloudViT(self.config.model)
-        model.initialise(self.config.training.seed)
+        model = first_model(self.config, SpectocloudViT, load_spectocloud)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model.to(self.device)
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.runs.processes import ALONE, Processes
+from kmidi_mlx.runs.processes import ALONE, Processes, SaidByLeaderError
 
 Value = TypeVar("Value")
 
@@ -25,10 +25,6 @@ _MEETING = timedelta(minutes=10)
 _POLL_SECONDS = 0.02
 # what gloo and NCCL say when a process at the other end is gone
 _GONE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
-
-
-class SaidByLeaderError(KmidiError):
-    """What the leading process complains about too, so that nobody else needs to."""
 
 
 class Group(Processes):

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from kmidi_mlx.config import EmotionRecognizerConfig
 from kmidi_mlx.data.audio_emotion_batches import Clips
 from kmidi_mlx.runs.emotion_task import Heard, HostEmotionTask
+from kmidi_torch.loading import load_recognizer
 from kmidi_torch.models.emotion_recognizer import EmotionRecognizer
 from kmidi_torch.training.device_task import DeviceTask
+from kmidi_torch.training.first_model import first_model
 from kmidi_torch.training.losses import cross_entropy_sum
 from kmidi_torch.training.step import Batch, stage_arrays, to_device
 
@@ -41,8 +43,7 @@ class EmotionTask(DeviceTask, HostEmotionTask):
 
     def build(self) -> EmotionRecognizer:
         """Make the network of `config` with its first weights."""
-        model = EmotionRecognizer(self.config.model)
-        model.initialise(self.config.training.seed)
+        model = first_model(self.config, EmotionRecognizer, load_recognizer)
         return model.to(self.device)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.runs.midi_task import HostMidiTask
 from kmidi_torch.generation.generator import generate
+from kmidi_torch.loading import load_generator
 from kmidi_torch.models.midi_transformer import Conditions, EmotionMIDITransformer
 from kmidi_torch.training.device_task import DeviceTask
+from kmidi_torch.training.first_model import first_model
 from kmidi_torch.training.losses import cross_entropy_sum
 from kmidi_torch.training.step import Batch
 
@@ -37,8 +39,7 @@ class MidiTask(DeviceTask, HostMidiTask):
 
     def build(self) -> EmotionMIDITransformer:
         """Make the network of `config` with its first weights."""
-        model = EmotionMIDITransformer(self.config.model)
-        model.initialise(self.config.training.seed)
+        model = first_model(self.config, EmotionMIDITransformer, load_generator)
         model.checkpoint_blocks = self.config.training.gradient_checkpointing
         return model.to(self.device)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,6 +46,7 @@ def train_model(
     announce: Callable[[str], None] = lambda line: None,
     options: DeviceOptions | None = None,
     processes: Processes = ALONE,
+    trackers: Sequence[str] = (),
 ) -> Outcome:
     """Train a model into a checkpoint folder, which the caller of the leading process holds.
 
@@ -57,38 +58,77 @@ def train_model(
         announce: called with a line about what is going to be trained.
         options: of the device; None: the best device, as it comes.
         processes: that train together.
+        trackers: names, as `check_trackers` returned them; the leading process has them.
 
     Raises:
         KmidiError: when data or save cannot be used, memory is too small, or training diverges.
     """
     options = options or DeviceOptions()
+    with memory_advice(config, folder):
+        task = start_task(config, options, processes)
+        return train_task(
+            task, folder, resume, interruption, announce, options, processes, trackers
+        )
+
+
+def start_task(config: RunConfig, options: DeviceOptions, processes: Processes = ALONE) -> AnyTask:
+    """Set up the device that is asked for, and make the model and data of a run there.
+
+    Raises:
+        KmidiError: when there is no such device, the data cannot be used, or memory is too small.
+    """
     device = choose_device(options.name, local_rank())
     prepare_device(device, options, config.training.memory_gb)
-    with memory_advice(config, folder):
-        made: list[AnyTask] = []
-        # first in one process: what it makes on disk is made once, what is wrong is told once
-        processes.told(lambda: made.append(make_task(config, device, processes)))
-        task = made[0] if made else make_task(config, device, processes)
-        parameters = sum(weight.numel() for weight in task.model.parameters())
-        if device.type != "cuda":
-            # a GPU says what it lacks, a host kills
-            beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            available = int(config.training.memory_gb * 1e9) or physical_bytes()
-            require_memory(config, parameters, available // beside)
-        compiled = options.compiles_on(device)
-        place = describe_device(device)
-        if processes.count > 1:
-            place = f"{processes.count} processes, this one on {place}"
-        announcement = describe_run(
-            config,
-            parameters,
-            task.steps_per_epoch,
-            place,
-            device.type == "cpu",
-            "the first step compiles" if compiled else "",
-        )
-        step = make_step(task, processes, compiled)
-        return run_task(task, step, folder, resume, interruption, announcement, announce, processes)
+    made: list[AnyTask] = []
+    # first in one process: what it makes on disk is made once, what is wrong is told once
+    processes.told(lambda: made.append(make_task(config, device, processes)))
+    task = made[0] if made else make_task(config, device, processes)
+    if device.type != "cuda":
+        # a GPU says what it lacks, a host kills
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        available = int(config.training.memory_gb * 1e9) or physical_bytes()
+        trained = sum(one.numel() for one in task.model.parameters() if one.requires_grad)
+        require_memory(config, parameter_count(task), available // beside, trained)
+    return task
+
+
+def train_task(
+    task: AnyTask,
+    folder: Path,
+    resume: bool,
+    interruption: Interruption,
+    announce: Callable[[str], None],
+    options: DeviceOptions,
+    processes: Processes = ALONE,
+    trackers: Sequence[str] = (),
+    about: str = "",
+) -> Outcome:
+    """Train what `start_task` returned; arguments as of `train_model`.
+
+    Args:
+        about: what else to announce.
+    """
+    compiled = options.compiles_on(task.device)
+    place = describe_device(task.device)
+    if processes.count > 1:
+        place = f"{processes.count} processes, this one on {place}"
+    announcement = describe_run(
+        task.config,
+        parameter_count(task),
+        task.steps_per_epoch,
+        place,
+        task.device.type == "cpu",
+        "; ".join(filter(None, [about, "the first step compiles" if compiled else ""])),
+    )
+    step = make_step(task, processes, compiled)
+    return run_task(
+        task, step, folder, resume, interruption, announcement, announce, processes, trackers
+    )
+
+
+def parameter_count(task: AnyTask) -> int:
+    """Number of weights of a task's model, trained or not."""
+    return sum(weight.numel() for weight in task.model.parameters())
 
 
 def make_task(config: RunConfig, device: torch.device, processes: Processes = ALONE) -> AnyTask:

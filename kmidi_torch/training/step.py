@@ -82,6 +82,8 @@ class LossModule(nn.Module):
 class TrainStep:
     """Weights, optimiser state and counters of a run, and what changes them.
 
+    Only what requires a gradient is trained, averaged and saved.
+
     Args:
         model: fp32 weights on the device where it trains; changed in place.
         loss_sum: returns the summed loss of a micro-batch and the weight it was summed over.
@@ -102,7 +104,9 @@ class TrainStep:
         compiled: bool = False,
     ) -> None:
         self.model = model
-        self._weights = dict(model.named_parameters())
+        self._weights = {
+            name: weight for name, weight in model.named_parameters() if weight.requires_grad
+        }
         self.device = next(iter(self._weights.values())).device
         self._clip_norm = optimizer.clip_norm
         self._scaled = training.precision == "fp16"
@@ -235,12 +239,14 @@ class TrainStep:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Let the model hold the weights to use: averaged ones where averaging is on."""
+        """Let the model hold the weights to use, averaged where that is on, and drop nothing."""
         trained = {name: self._weights[name].detach().clone() for name in self.average}
         _fill(self._weights, self.average)
+        self.model.eval()
         try:
             yield
         finally:
+            self.model.train()
             _fill(self._weights, trained)
 
     def weights_to_use(self) -> Arrays:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kmidi_mlx.adapter_file import add_adapter_argument
 from kmidi_mlx.checkpoint import BEST, save_arrays
 from kmidi_mlx.config import (
     AudioEmotionDataConfig,
@@ -143,6 +144,7 @@ def exported(
         parser.add_argument("--model")
         parser.add_argument("--checkpoint", type=Path)
         parser.add_argument("--out", type=Path)
+        add_adapter_argument(parser)
         module.add_arguments(parser)
         suffix = {"coreml": "mlpackage", "coreai": "aimodel"}.get(target, target)
         out = folder / f"{model}{''.join(flags)}.{suffix}"

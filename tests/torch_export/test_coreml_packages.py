@@ -48,6 +48,7 @@ def job_of(
             model=model,
             checkpoint=tiny_checkpoints[model],
             out=folder / f"{model}.mlpackage",
+            adapters=[],
             points=POINTS if model == "spectocloud" else None,
             seconds=SECONDS if model == "emotion_recognizer" else None,
         )

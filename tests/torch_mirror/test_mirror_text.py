@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("kmidi_mlx", "kmidi_torch")
 MIRRORED = (
     "layers", "kv_cache", "midi_transformer", "swin", "sound_places", "spectocloud_vit", "tonality",
-    "emotion_recognizer", "lora",
+    "emotion_recognizer", "lora", "adapters",
 )  # fmt: skip
 # what MLX has fused and PyTorch has not; and a ring has to know its device
 ONLY_IN_TORCH = {
@@ -22,7 +22,7 @@ ONLY_IN_TORCH = {
     "scaled_dot_product_attention(queries, keys, values, scale, mask, sinks)",
 }
 # layers of quantised weights are MLX's own
-ONLY_IN_MLX = {"_plain_weight(linear)"}
+ONLY_IN_MLX = {"plain_weight(linear)"}
 TOLD_MORE = {
     "KVCache.__init__(self, config, batch_size, dtype, device)":
         "KVCache.__init__(self, config, batch_size, dtype)",

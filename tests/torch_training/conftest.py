@@ -64,6 +64,8 @@ class Pair:
         with self.our_task.stream(0) as our, self.their_task.stream(0) as their:
             for step in range(steps):
                 rate = learning_rate(step, 20, self.config.optimizer)
+                for task in (self.our_task, self.their_task):
+                    task.before_step(step)
                 batches = [[next(stream) for _ in range(accumulated)] for stream in (our, their)]
                 measures.append(
                     (self.ours.run(batches[0], rate), self.theirs.run(batches[1], rate))

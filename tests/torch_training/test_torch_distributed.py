@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +17,9 @@ from typing import Any
 import pytest
 
 from kmidi_mlx import checkpoint
-from kmidi_mlx.command import Interruption
+from kmidi_mlx.command import Interruption, run
 from kmidi_mlx.config_file import load_config
+from kmidi_torch import finetune
 from kmidi_torch.training.device import DeviceOptions
 from kmidi_torch.training.run import train_model
 
@@ -164,3 +167,45 @@ def test_what_is_wrong_is_said_once_and_ends_all(settings: list[str], tmp_path: 
     assert line == f"kmidi train: {tmp_path / 'run'} holds no run to resume; " + (
         "leave out --resume to start one."
     )
+
+
+def test_two_processes_teach_what_one_does(
+    tiny_run: Path,
+    practice_data: Path,
+    state_of: StateOf,
+    arrays_apart: Callable[..., float],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_run, base)
+    settings = [
+        "adapter.method=dora",
+        "adapter.rank=4",
+        "adapter.dropout=0.3",
+        "training.max_steps=4",
+        "training.eval_batches=2",
+        "training.sample_seconds=0",
+        "training.ema_decay=0.9",
+        "optimizer.learning_rate=1e-2",
+        "optimizer.warmup_epochs=0",
+    ]
+
+    def flags(name: str, accumulated: int) -> list[str]:
+        given = [*settings, f"training.grad_accum_steps={accumulated}"]
+        sets = [word for setting in given for word in ("--set", setting)]
+        data = ["--base", str(base), "--data", str(practice_data), "--name", name]
+        return ["--device", "cpu", "--json", *data, *sets]
+
+    assert run(finetune.main, flags("one", 4)) == 0
+    processes = start_two(["-m", "kmidi_torch.finetune", *flags("two", 2)])
+    (printed, errors), other = ended(*processes)
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert other == ("", "")
+    results = [json.loads(text) for text in (capsys.readouterr().out, printed)]
+    assert results[0]["step"] == results[1]["step"] == 4
+    for when in ("before", "after"):
+        assert results[0]["memory"][when] == pytest.approx(results[1]["memory"][when])
+    for name in (checkpoint.LAST, checkpoint.ADAPTER):
+        states = [state_of(base / "adapters" / place, name) for place in ("one", "two")]
+        assert arrays_apart(*states) < 1e-5

@@ -16,7 +16,9 @@ __all__ = ["describe"]
 _MODEL = Path("Data", "com.apple.CoreML", "model.mlmodel")
 _PRACTICE = " Trained on synthetic practice music, not on real music."
 # what is known of a checkpoint that a user of the package should know too
-_KEPT = ("step", "commit", "synthetic", "data_labels", "data_licences", "temperature")
+_KEPT = (
+    "step", "commit", "synthetic", "data_labels", "data_licences", "temperature", "adapters",
+)  # fmt: skip
 
 
 def describe(

@@ -1,0 +1,66 @@
+"""The network that a run begins with: drawn weights, or a trained base that is fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from kmidi_mlx.checkpoint_model import Loaded
+from kmidi_mlx.config import RunConfig
+from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.quantization import DESCRIPTION
+from kmidi_torch.models import lora
+from kmidi_torch.models.quantization import round_base
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def first_model(
+    config: RunConfig,
+    build: Callable[[Any], Model],
+    load: Callable[[Path], Loaded[Model, Any]],
+) -> Model:
+    """Make the network of a run with the weights it starts from.
+
+    Args:
+        config: the run.
+        build: the network of the section `model`.
+        load: opens a trained one in fp32; what is quantised in it becomes the numbers it means.
+
+    Raises:
+        KmidiError: when the base cannot be opened, is not built as `config` says or is quantised
+            where every weight is to be trained, or the adapters do not suit it.
+    """
+    adapter = config.adapter
+    if adapter.method == "none":
+        model = build(config.model)
+        model.initialise(config.training.seed)
+        return model
+    loaded = load(Path(adapter.base))
+    if loaded.config.model != config.model:
+        raise KmidiError(
+            f"{loaded.path} is built otherwise than the section `model` says; leave that section "
+            "out."
+        )
+    if adapter.method == "full" and DESCRIPTION in loaded.metadata:
+        raise KmidiError(
+            f"{loaded.path} is quantised, and only adapters can learn over that; name the weights "
+            "from before, or set adapter.method=lora."
+        )
+    model = loaded.model.train()
+    if adapter.adapts:
+        if adapter.base_bits and DESCRIPTION not in loaded.metadata:
+            round_base(model, adapter.base_bits)
+        lora.attach(
+            model,
+            adapter.targets,
+            adapter.rank,
+            adapter.alpha,
+            adapter.dropout,
+            adapter.method,  # type: ignore[arg-type]
+            config.training.seed,
+        )
+    return model
