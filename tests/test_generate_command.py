@@ -110,6 +110,7 @@ def test_json_is_all_there_is_on_stdout(
         "arousal": -0.25,
         "seed": 3,
         "checkpoint": str(tiny_run / "best.safetensors"),
+        "adapters": [],
         "changes": [],
         "prompt": None,
         "chord": None,
