@@ -28,6 +28,12 @@ class LiveModelsConfig(Section):
     recognizer: str = option(
         "checkpoints/emotion_recognizer", "checkpoint that hears emotion, if it is there"
     )
+    adapters: tuple[str, ...] = option(
+        (), "adapters of the generator to begin with, NAME or NAME:SCALE; they add up"
+    )
+    cloud_adapters: tuple[str, ...] = option(
+        (), "adapters of the checkpoint that draws, NAME or NAME:SCALE"
+    )
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ def compiled_step(model: EmotionMIDITransformer) -> Step:
     It must not hold a generator: in a cycle the ring would outlive its reader.
 
     Args:
-        model: weights to use; they are captured when the graph is first run.
+        model: to use; its weights are inputs of the graph, so that they may change at any time,
+            but for types and layers that are quantised: those are compiled anew.
     """
     table = grammar.Tables(*(mx.array(part) for part in grammar.tables()))
     mx.eval(*table)
@@ -43,7 +44,7 @@ def compiled_step(model: EmotionMIDITransformer) -> Step:
         event = sampler.draw(logits, noise, state, unpack(knobs), table)
         return event, keys, values, grammar.advance(state, event, table, mx)
 
-    return mx.compile(step)
+    return mx.compile(step, inputs=model.state)
 
 
 class StepCosts(NamedTuple):
@@ -57,7 +58,7 @@ class EventGenerator(EventStream[mx.array]):
     """Writes music event by event with MLX; what it does for its reader: `EventStream`.
 
     Args:
-        model: weights to use; they are captured when the stream starts.
+        model: to use; call `read_again` where its weights have changed.
         sampling, seed, emotion, chord, key, prompt: as `EventStream`.
         step: of the same model, from `compiled_step`, to be shared; None: one of its own.
         context: events that it looks back on, at most as many as the model; None: those.

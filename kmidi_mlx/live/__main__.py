@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kmidi_mlx.adapter_file import add_adapter_argument
 from kmidi_mlx.command import CommandParser, add_config_arguments, run
 from kmidi_mlx.config_file import describe_options, load_sections
 from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
@@ -98,7 +99,10 @@ def main(argv: list[str]) -> int:
             try:
                 if server is None:
                     return _play_headless(concert, args, stop)
-                return _serve(concert, server, args, stop)
+                status = _serve(concert, server, args, stop)
+                if stop.is_set() and not args.stdio:
+                    _say_farewell(args)
+                return status
             finally:
                 concert.close()
         finally:
@@ -113,6 +117,15 @@ def _parser() -> CommandParser:
         parser.add_argument(flag, metavar=metavar, help=text)
     for flag, (_, text) in _SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
+    add_adapter_argument(parser)
+    parser.add_argument(
+        "--cloud-adapter",
+        dest="cloud_adapters",
+        action="append",
+        default=[],
+        metavar="NAME[:SCALE]",
+        help="what `kmidi finetune` taught the checkpoint that draws; several add up",
+    )
     parser.add_argument("--wait", action="store_true", help="do not play before somebody says so")
     parser.add_argument("--tui", action="store_true", help="show and steer it in this terminal")
     parser.add_argument(
@@ -162,6 +175,9 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     for flag, (setting, _) in _SWITCHES.items():
         if getattr(args, flag[2:].replace("-", "_")):
             found.append(setting)
+    for option, texts in (("adapters", args.adapters), ("cloud_adapters", args.cloud_adapters)):
+        if texts:
+            found.append(f"models.{option}={json.dumps(texts)}")
     emotion = emotion_from(args)
     if emotion is not None:
         found += [f"music.valence={emotion.valence}", f"music.arousal={emotion.arousal}"]
@@ -236,6 +252,12 @@ def _serve(
     return _wait(concert, stop)
 
 
+def _say_farewell(args: argparse.Namespace) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        say = sys.stderr if args.tui else sys.stdout
+        print("stopping; every note is ended", file=say, flush=True)
+
+
 def _talk(concert: Concert, about: dict[str, Any], stop: threading.Event) -> int:
     from kmidi_mlx.live.stdio import Stdio
 
@@ -301,12 +323,15 @@ def _play_headless(concert: Concert, args: argparse.Namespace, stop: threading.E
 
 def _ports() -> str:
     from kmidi_mlx.live.devices import about_devices
+    from kmidi_mlx.live.ports import why_no_ports
 
     lines = []
-    for kind, names in about_devices().items():
+    found = about_devices()
+    for kind, names in found.items():
         lines.append(f"{kind.replace('_', ' ')}:")
         lines += [f"  {name}" for name in names] or ["  none"]
-    return "\n".join(lines)
+    why = None if found["inputs"] or found["outputs"] else why_no_ports()
+    return "\n".join([*lines, *([why] if why else [])])
 
 
 def _complain(error: Exception) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kmidi_mlx.adapter_file import LARGEST_SCALE
 from kmidi_mlx.errors import KmidiError, nearest
 
 __all__ = [
@@ -28,7 +29,7 @@ AT_ONCE = ("ping", "credit")
 #: Commands about the connection itself; the others go to the application.
 STREAM_COMMANDS = ("subscribe", *AT_ONCE)
 #: Commands that may take seconds: they do not hold up the commands that come after them.
-SLOW_COMMANDS = ("generate_midi", "render_spectocloud", "load_adapter", "record")
+SLOW_COMMANDS = ("generate_midi", "render_spectocloud", "load_adapter", "adapters", "record")
 
 _LONGEST_TEXT = 4096
 _MOST_OPTIONS = 64
@@ -36,6 +37,7 @@ _KINDS = {
     "number": "a number",
     "integer": "a whole number",
     "text": "a text",
+    "name": "a text, or null",
     "flag": "true or false",
     "value": "a number, a text, true or false",
     "streams": f"a list of different streams out of {', '.join(STREAMS)}",
@@ -76,7 +78,12 @@ COMMANDS: dict[str, dict[str, Argument]] = {
     },
     "render_spectocloud": {"points": Argument("integer"), "size": Argument("integer")},
     "get_performance_stats": {},
-    "load_adapter": {"name": Argument("text", True), "scale": Argument("number")},
+    "load_adapter": {
+        "name": Argument("name", True),
+        "scale": Argument("number", low=-LARGEST_SCALE, high=LARGEST_SCALE),
+        "alone": Argument("flag"),
+    },
+    "adapters": {},
     "record": {
         "action": Argument("text", True, ("start", "stop")),
         "name": Argument("text"),
@@ -152,6 +159,8 @@ def _fits(kind: str, value: Any) -> bool:
             return _is_number(value) and float(value).is_integer()
         case "text":
             return isinstance(value, str)
+        case "name":
+            return value is None or isinstance(value, str)
         case "flag":
             return isinstance(value, bool)
         case "value":

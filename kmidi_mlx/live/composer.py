@@ -47,6 +47,7 @@ class Direction:
         sampling: how events are drawn and what is playable.
         seed: of what is drawn.
         mode: what a keyboard is for, see `Composer.feed_notes`.
+        style: another one: the model's weights have changed.
     """
 
     emotion: Emotion | None = None
@@ -55,9 +56,10 @@ class Direction:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     seed: int = 0
     mode: str = "compose"
+    style: int = 0
 
     @classmethod
-    def of(cls, music: LiveMusicConfig, sampling: SamplingConfig) -> Direction:
+    def of(cls, music: LiveMusicConfig, sampling: SamplingConfig, style: int = 0) -> Direction:
         """Read the options of the live application.
 
         Raises:
@@ -70,7 +72,12 @@ class Direction:
             sampling=sampling,
             seed=music.seed,
             mode=music.mode,
+            style=style,
         )
+
+    def begins_guidance(self, before: Direction) -> bool:
+        """Whether it asks for guidance and `before` did not; the whole context is then read."""
+        return before.sampling.guidance_scale == 1.0 != self.sampling.guidance_scale
 
     def steering_at(self, step: int) -> Steering:
         """What the model is told at a score step."""
@@ -139,6 +146,11 @@ class Composer:
         return oldest.step + (oldest.event >= 0)
 
     @property
+    def remembered(self) -> int:
+        """Number of events that the model looks back on now, at least 1."""
+        return self._stream.remembered
+
+    @property
     def _reach(self) -> int:
         return min(self._stream.rewindable, len(self._log) - 1)
 
@@ -181,7 +193,9 @@ class Composer:
             _apply(self._plan.popleft(), self._open)
         return planned
 
-    def replan(self, step: int, direction: Direction) -> list[PlannedEvent]:
+    def replan(
+        self, step: int, direction: Direction, remembered: int | None = None
+    ) -> list[PlannedEvent]:
         """Plan anew from a step on; what was planned before it stays, and so does what sounds.
 
         Something begins or ends at the step if anything was to follow. It is drawn with the noise
@@ -193,6 +207,8 @@ class Composer:
                 written and needs no taking back.
             direction: what is asked for from then on. The mode `duet` listens from then on, any
                 other that is new writes.
+            remembered: where the style changes, events that the model still looks back on then,
+                if more are too many to be read again in time.
 
         Returns:
             Events to plan right away: ends of notes.
@@ -207,6 +223,8 @@ class Composer:
         before, self._direction = self._direction, direction
         if direction.sampling != before.sampling:
             self._stream.set_sampling(direction.sampling)
+        if direction.style != before.style and not direction.begins_guidance(before):
+            self._stream.read_again(remembered)
         if direction.seed != before.seed:
             self._stream.set_seed(direction.seed)
         if direction.mode != before.mode:

@@ -33,6 +33,7 @@ from kmidi_mlx.live.session import Session, Settings
 from kmidi_mlx.live.sinks import Sink
 from kmidi_mlx.live.sound import SoundEngine, SoundFan
 from kmidi_mlx.live.stats import Stats, StatsLog, resident_gb
+from kmidi_mlx.live.styles import Styles
 from kmidi_mlx.live_config import LiveConfig
 from kmidi_mlx.music.midi_file import write_midi
 
@@ -90,6 +91,7 @@ class Concert:
             "generate_midi": self._generate_midi,
             "render_spectocloud": self._render_spectocloud,
             "get_performance_stats": self.stats,
+            "adapters": self._list_adapters,
             "load_adapter": self._load_adapter,
             "record": self._record,
             "ports": about_devices,
@@ -151,6 +153,7 @@ class Concert:
             "draws": self.engine.draws,
             "recording": self.recorder.name,
             "ready": self.engine.ready.is_set(),
+            "adapters": [] if self.engine.styles is None else self.engine.styles.rows(),
         }
 
     def stats(self) -> dict[str, Any]:
@@ -333,13 +336,38 @@ class Concert:
         Image.fromarray(draw(cloud.astype(np.float32), size=(size, size))).save(file, "PNG")
         return {"points": len(cloud), "png": base64.b64encode(file.getvalue()).decode()}
 
-    def _load_adapter(self, name: str, scale: float = 1.0) -> dict[str, Any]:
-        raise KmidiError(f"there is no adapter called {name[:60]!r}: none has been trained yet.")
+    @property
+    def _styles(self) -> Styles:
+        styles = self.engine.styles
+        # until the engine is warm it cannot say whether an adapter fits
+        if styles is None or not self.engine.ready.is_set():
+            raise KmidiError("the models are being loaded and warmed up; try again in a moment.")
+        return styles
+
+    def _load_adapter(
+        self, name: str | None, scale: float = 1.0, alone: bool = False
+    ) -> dict[str, Any]:
+        """Play in another style, heard from one of the next beats on."""
+        styles = self._styles
+        styles.load(name, scale, alone)
+        self.session.touch()
+        return {"adapters": styles.rows()}
+
+    def _list_adapters(self) -> dict[str, Any]:
+        """Look which adapters there are now."""
+        styles = self._styles
+        before = styles.rows()
+        after = styles.look()
+        if after != before:
+            self.session.touch()
+        return {"adapters": after}
 
     def _record(self, action: str, name: str = "") -> dict[str, Any]:
         if action == "start":
             settings = self.session.state()
             about = {key: settings[key] for key in ("music", "sampling", "cloud")}
+            rows = [] if self.engine.styles is None else self.engine.styles.rows()
+            about["adapters"] = {row["name"]: row["scale"] for row in rows if row["scale"]}
             result = self.recorder.start(name, about)
         else:
             result = self.recorder.stop()

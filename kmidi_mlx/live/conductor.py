@@ -7,6 +7,7 @@ runs in the thread of the engine; the player takes the notes from the ring at th
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,12 @@ _REPLAN_INTERVAL = 0.1
 # Of the time that replanning takes: what it may take as a share of all, at most.
 _MOST_REPLANNING = 1 / 3
 _SPARE_SECONDS = 0.03
+# Reading the context again may take so many times as long as it usually does. Of the music that is
+# ahead, it is to take so much; what is older is forgotten then, but for so many events.
+_SLOWEST_READING, _READING_SHARE, _LEAST_REMEMBERED = 1.5, 0.35, 256
+# Until so much is written that reading it again is heard by nobody, it waits so long for other
+# changes to come beside it, and then so long again alone.
+_PATIENT_SECONDS = 5.0
 # Tokens until something new is in the plan: its loudness, a note or two.
 _TOKENS_TO_A_NOTE = 4
 # Who writes at less than this share of the time is far ahead again at once; whoever needs almost
@@ -69,12 +76,14 @@ class Conductor:
         clock, ring, player, played: of the same performance.
         on_underrun: called when music was due and none was written.
         on_token: called with the seconds that each token took.
+        on_style: called when the model is to play in another style from now on.
 
     Attributes:
         playing: `playing`, `paused` or `stopped`, as carried out.
         replan_seconds: what planning anew takes, by what it took.
         replans: number of times that it was done.
-        guidance_seconds: what it takes in addition where guidance begins.
+        reading_seconds: what it takes in addition for every event where the context is read again,
+            as for another style, by whether there is guidance.
         hands: the keyboard, if there is one.
     """
 
@@ -87,10 +96,11 @@ class Conductor:
         played: PlayedLog,
         on_underrun: Callable[[], None] = lambda: None,
         on_token: Callable[[float], None] = lambda seconds: None,
+        on_style: Callable[[], None] = lambda: None,
     ) -> None:
         self.playing = "stopped"
         self.replan_seconds = 0.05
-        self.guidance_seconds = 0.0
+        self.reading_seconds = {False: 0.0, True: 0.0}
         self.hands: Hands | None = None
         self.replans = 0
         self._make_stream = make_stream
@@ -100,6 +110,12 @@ class Conductor:
         self._played = played
         self._on_underrun = on_underrun
         self._on_token = on_token
+        self._on_style = on_style
+        self._style = 0
+        # what has to be ahead before the context can be read again, and since when that is waited
+        # for; 0: it is not
+        self._needed_steps = 0.0
+        self._waits_since = -math.inf
         self._composer: Composer | None = None
         self._direction = Direction()
         self._waits_for_start = False
@@ -136,8 +152,18 @@ class Conductor:
             return math.inf
         return self._composer.written_step - self._clock.step_at(now)
 
+    @property
+    def needed_steps(self) -> float:
+        """Steps of music that have to be ahead for what is waited for; 0: nothing is."""
+        return self._needed_steps if self.composing else 0.0
+
     def obey(
-        self, settings: Settings, transport: str, guidance: bool = True, pace: float = 1.0
+        self,
+        settings: Settings,
+        transport: str,
+        guidance: bool = True,
+        pace: float = 1.0,
+        style: int = 0,
     ) -> None:
         """Do what is wanted now, if it is not done already.
 
@@ -146,6 +172,7 @@ class Conductor:
             transport: `playing`, `paused` or `stopped`.
             guidance: False: the machine is too slow for it.
             pace: share of the tempo that the machine can follow.
+            style: another one: the model is to play in another style.
 
         More notes together than half of the plan has places for are not asked for.
         """
@@ -158,7 +185,9 @@ class Conductor:
             sampling = replace(sampling, max_polyphony=self._most_polyphony)
         if not guidance and sampling.guidance_scale != 1.0:
             sampling = replace(sampling, guidance_scale=1.0)
-        direction = Direction.of(settings.music, sampling)
+        direction = Direction.of(settings.music, sampling, style)
+        if self._composer is None:
+            self._wear(style)
         if transport != self.playing:
             self._change_transport(transport, direction)
         elif transport == "playing" and not self._clock.running:
@@ -167,8 +196,12 @@ class Conductor:
         if self._composer is None:
             self._heard.clear()
             return
-        if direction != self._direction and self._may_replan():
-            self._replan(direction)
+        if direction == self._direction:
+            self._needed_steps = 0.0
+        elif self._may_replan():
+            direction = self._possible(direction)
+            if direction != self._direction:
+                self._replan(direction)
         self._attend()
 
     def write(self, until_steps: float, deadline: float = math.inf) -> int:
@@ -268,6 +301,7 @@ class Conductor:
         self._written.clear()
         self._rested = -math.inf
         self._begins = True
+        self._needed_steps = 0.0
         self._composer = Composer(self._make_stream(direction), direction)
 
     def _start_when_ready(self) -> None:
@@ -314,6 +348,11 @@ class Conductor:
         return self._player.lead_seconds + first_note + _SPARE_SECONDS
 
     @property
+    def _replan_margin(self) -> float:
+        kept = self._clock.seconds_of(self._kept_beats * BEAT_STEPS)
+        return self._margin + 1.5 * self.replan_seconds + kept
+
+    @property
     def _kept_beats(self) -> float:
         """Beats that a change leaves as planned, where writing takes much of the time."""
         load = self.tokens_per_second * self._token_seconds
@@ -323,20 +362,81 @@ class Conductor:
         composer = self._composer
         assert composer is not None
         begun = time.monotonic()
-        margin = self._margin + 1.5 * self.replan_seconds
-        before = self._direction.sampling.guidance_scale
-        if before == 1.0 != direction.sampling.guidance_scale:
-            margin += self.guidance_seconds
-        margin += self._clock.seconds_of(self._kept_beats * BEAT_STEPS)
+        guided = direction.sampling.guidance_scale != 1.0
+        events = self._events_to_read(direction, self._readable(guided))
+        reading = events * self.reading_seconds[guided]
+        margin = self._replan_margin + _SLOWEST_READING * reading
         step = self._free_from(margin, BEAT_STEPS)
         if direction.mode != self._direction.mode:
             self._to_answer = False
         self._direction = direction
-        self._push(composer.replan(step, direction))
+        self._wear(direction.style)
+        self._push(composer.replan(step, direction, events or None))
         self._written.clear()
         self.replans += 1
         self._replanned = time.monotonic()
-        self.replan_seconds += 0.3 * (self._replanned - begun - self.replan_seconds)
+        seconds = self._replanned - begun
+        if events:
+            self._needed_steps = 0.0
+            for_event = seconds / events
+            self.reading_seconds[guided] += 0.5 * (for_event - self.reading_seconds[guided])
+        else:
+            self.replan_seconds += 0.3 * (seconds - self.replan_seconds)
+
+    def _wear(self, style: int) -> None:
+        if style != self._style:
+            self._style = style
+            self._on_style()
+
+    def _events_to_read(self, direction: Direction, most: int = _LEAST_REMEMBERED) -> int:
+        """Events that the model has to read again for a direction.
+
+        Args:
+            direction: what is asked for.
+            most: that are read for another style; guidance reads all.
+        """
+        before, composer = self._direction, self._composer
+        assert composer is not None
+        if direction.begins_guidance(before):
+            return composer.remembered
+        return 0 if direction.style == before.style else min(composer.remembered, most)
+
+    def _readable(self, guided: bool) -> int:
+        """Events that there is time to read."""
+        if not self._clock.running or not self.reading_seconds[guided]:
+            return sys.maxsize
+        ahead = self._clock.seconds_of(self.lookahead_steps(time.monotonic()))
+        seconds = _READING_SHARE * ahead / _SLOWEST_READING
+        # it is infinite where nothing is to be written
+        events = min(seconds / self.reading_seconds[guided], 1e9)
+        return max(_LEAST_REMEMBERED, int(events))
+
+    def _possible(self, direction: Direction) -> Direction:
+        """What of a direction can be carried out now; reading the context again may have to wait.
+
+        Nothing can be written meanwhile, so enough music has to be ahead. Other changes shorten
+        the plan: they hold up one that waits for some time, and then wait themselves.
+        """
+        before, now = self._direction, time.monotonic()
+        events = self._events_to_read(direction)
+        if not events or not self._clock.running:
+            self._needed_steps = 0.0
+            return direction
+        reading = events * self.reading_seconds[direction.sampling.guidance_scale != 1.0]
+        margin = self._replan_margin + _SLOWEST_READING * reading
+        if not self._needed_steps:
+            self._waits_since = now
+        self._needed_steps = margin / self._clock.seconds_of(1.0) + 2 * BEAT_STEPS
+        waited = now - self._waits_since
+        if self.full or self.lookahead_steps(now) >= self._needed_steps:
+            return direction
+        if waited > _PATIENT_SECONDS:
+            # where it is out of reach it is done all the same, and may be heard as a rest
+            return direction if waited > 2 * _PATIENT_SECONDS else before
+        sampling = direction.sampling
+        if direction.begins_guidance(before):
+            sampling = replace(sampling, guidance_scale=1.0)
+        return replace(direction, style=before.style, sampling=sampling)
 
     def _attend(self) -> None:
         """Let the composer hear what a person plays, and answer when they have paused."""

@@ -13,21 +13,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
-from contextlib import suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
+from kmidi_mlx.adapter_file import Adapter, open_adapters
 from kmidi_mlx.checkpoint import BEST
+from kmidi_mlx.config import SpectocloudConfig
 from kmidi_mlx.emotion import Emotion
+from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.generation.generator import EventGenerator, Step, compiled_step, warm_up
 from kmidi_mlx.live.clock import BAR_STEPS, BEAT_STEPS, SongClock
 from kmidi_mlx.live.cloud_slot import CloudFrame, CloudSlot
 from kmidi_mlx.live.composer import Direction
 from kmidi_mlx.live.conductor import Conductor, Hands
 from kmidi_mlx.live.feeling import Feeling
+from kmidi_mlx.live.pieces import Piece, Pieces
 from kmidi_mlx.live.planned import NoteRing
 from kmidi_mlx.live.played import PlayedLog
 from kmidi_mlx.live.player import Player
@@ -35,15 +37,14 @@ from kmidi_mlx.live.quality import Costs, Quality, QualityControl, Wishes
 from kmidi_mlx.live.session import Session, Settings
 from kmidi_mlx.live.sound import FanReader, SoundFan
 from kmidi_mlx.live.stats import Stats
+from kmidi_mlx.live.styles import Style, Styles
 from kmidi_mlx.live.thread_priority import STEADY, hurry
 from kmidi_mlx.live.visualiser import Visualiser
 from kmidi_mlx.live_config import LiveConfig
+from kmidi_mlx.models.adapters import AdaptedModel, adapt
 from kmidi_mlx.models.loading import load_generator, load_spectocloud
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
-from kmidi_mlx.music.events import decode
-from kmidi_mlx.music.notes import Notes
-from kmidi_mlx.music.piece import PieceWriter
 
 __all__ = ["EngineLoop", "Piece"]
 
@@ -62,23 +63,6 @@ _LEAST_CONTEXT = 512
 _CACHE_BYTES = 128_000_000
 # Above this many nats an event on held-out pieces, a generator knows notes but hardly music.
 _MUSICAL_NATS = 3.0
-
-
-@dataclass(eq=False)
-class Piece:
-    """A finished piece that somebody asks for while the music plays.
-
-    Attributes:
-        seconds: its length.
-        emotion: asked for.
-        seed: of what is drawn.
-        written: gets the notes.
-    """
-
-    seconds: float
-    emotion: Emotion
-    seed: int
-    written: Future[Notes] = field(default_factory=Future)
 
 
 class EngineLoop(threading.Thread):
@@ -100,6 +84,7 @@ class EngineLoop(threading.Thread):
         conductor: the music's side; None until it is warm.
         hands: the keyboard that the conductor is to look at.
         listens: what the cloud hears instead of the music, if anything.
+        styles: adapters of the generator; None until it is loaded.
     """
 
     def __init__(
@@ -125,6 +110,8 @@ class EngineLoop(threading.Thread):
         self.conductor: Conductor | None = None
         self.hands: Hands | None = None
         self.listens: SoundFan | None = None
+        self.styles: Styles | None = None
+        self._style = Style(0, ())
         self._config = config
         self._session = session
         self._clock = clock
@@ -139,8 +126,7 @@ class EngineLoop(threading.Thread):
         self._stopping = threading.Event()
         self._ended = False
         self._orders: deque[Callable[[], None]] = deque()
-        self._pieces: deque[Piece] = deque()
-        self._writer: tuple[Piece, PieceWriter] | None = None
+        self._pieces = Pieces(self._piece_stream)
         self._frames = config.loop.frames_per_second
         frame_ms = 1000.0 / self._frames
         self._control = QualityControl(
@@ -173,9 +159,9 @@ class EngineLoop(threading.Thread):
 
     def write(self, piece: Piece) -> None:
         """Write a piece when there is time to; any thread may call."""
-        self._pieces.append(piece)
+        self._pieces.add(piece)
         if self._ended:
-            self._refuse_pieces()
+            self._pieces.refuse()
 
     def run(self) -> None:
         """Load, warm up, and work until stopped."""
@@ -194,7 +180,7 @@ class EngineLoop(threading.Thread):
             self._clock.pause(time.monotonic())
             self._player.silence()
             self._ended = True
-            self._refuse_pieces()
+            self._pieces.refuse()
             _end_mlx()
             self.loaded.set()
             self.ready.set()
@@ -207,6 +193,12 @@ class EngineLoop(threading.Thread):
         if loaded.notice:
             self._session.notice("practice", "warning", loaded.notice)
         self._model: EmotionMIDITransformer = loaded.model
+        self._adapted = AdaptedModel(self._model)
+        styles = Styles(loaded.path.parent, self._check_adapter)
+        styles.choose(config.models.adapters)
+        self._style = styles.wanted
+        self._adapted.use(self._style.adapters)
+        self.styles = styles
         self._step: Step = compiled_step(self._model)
         network = self._load_network(config.cloud.source)
         self._visualiser = Visualiser(self._sound, self._played, network)
@@ -214,9 +206,16 @@ class EngineLoop(threading.Thread):
 
     def _load_network(self, source: str) -> SpectocloudViT | None:
         path = Path(self._config.models.spectocloud)
+        adapters = self._config.models.cloud_adapters
         if source in ("engine", "off") or (source == "auto" and not path.exists()):
+            if adapters:
+                raise KmidiError(
+                    f"models.cloud_adapters: no network of {path} draws, so nothing can be adapted."
+                )
             return None
-        return load_spectocloud(path).model
+        loaded = load_spectocloud(path)
+        adapt(loaded.model, open_adapters(adapters, loaded.path.parent, SpectocloudConfig.name))
+        return loaded.model
 
     def _warm(self) -> None:
         """Compile every shape before the first note, and learn what everything costs."""
@@ -237,9 +236,10 @@ class EngineLoop(threading.Thread):
             self._played,
             on_underrun=self._stats.underrun,
             on_token=self._count_token,
+            on_style=self._wear_style,
         )
         self.conductor.hands = self.hands
-        self.conductor.guidance_seconds = self._context * guided.read
+        self.conductor.reading_seconds = {False: plain.read, True: guided.read}
         # what lives now lives on: the collector need not look at it in the middle of a frame
         gc.collect()
         gc.freeze()
@@ -256,6 +256,37 @@ class EngineLoop(threading.Thread):
             step=self._step,
             context=self._context,
         )
+
+    def _check_adapter(self, adapter: Adapter) -> None:
+        """Have the engine's thread see whether an adapter fits; any other thread may call."""
+        checked: Future[None] = Future()
+
+        def check() -> None:
+            try:
+                self._adapted.check(adapter)
+                checked.set_result(None)
+            except KmidiError as error:
+                checked.set_exception(error)
+
+        self._orders.append(check)
+        while True:
+            try:
+                return checked.result(_CONTROL_SECONDS)
+            except TimeoutError:
+                if self._ended:
+                    raise KmidiError("kmidi is ending.") from None
+
+    def _wear_style(self) -> None:
+        """Let the model play in the style that is wanted."""
+        try:
+            self._adapted.use(self._style.adapters)
+        except KmidiError as error:
+            # each fits; should they not do so together, the music goes on as it was
+            self._session.notice("style", "error", str(error))
+
+    def _piece_stream(self, piece: Piece) -> EventGenerator:
+        sampling = self._session.settings.sampling
+        return self._stream(Direction(piece.emotion, sampling=sampling, seed=piece.seed))
 
     def _affordable(self, seconds: dict[int, float]) -> int:
         """How many events the model may look back on, if dense music is to be written in time."""
@@ -315,7 +346,11 @@ class EngineLoop(threading.Thread):
         settings = self._session.settings
         quality = self._control.quality
         self._guided = quality.guidance and settings.sampling.guidance_scale != 1.0
-        conductor.obey(settings, self._session.transport, quality.guidance, quality.pace)
+        assert self.styles is not None
+        self._style = self.styles.wanted
+        conductor.obey(
+            settings, self._session.transport, quality.guidance, quality.pace, self._style.version
+        )
         token = self._costs.guided_seconds if self._guided else self._costs.plain_seconds
         conductor.write(BEAT_STEPS, begun + _LONGEST_WRITING)
         budget = max(self._config.loop.generator_ms / 1e3, 4 * token)
@@ -328,8 +363,9 @@ class EngineLoop(threading.Thread):
             self.draws = "off"
         self._feel(settings)
         deadline = min(ending, next_cloud - token)
-        conductor.write(self._wanted_steps(settings) * quality.lookahead, deadline)
-        self._write_piece(deadline)
+        wanted = self._wanted_steps(settings) * quality.lookahead
+        conductor.write(max(wanted, conductor.needed_steps), deadline)
+        self._pieces.write(deadline)
         self._watch(settings, time.monotonic())
 
     def _wanted_steps(self, settings: Settings) -> float:
@@ -378,34 +414,6 @@ class EngineLoop(threading.Thread):
         if self._feels is not None:
             self._feels.close()
         self._feels = self._feeling = None
-
-    def _write_piece(self, deadline: float) -> None:
-        """Go on with a piece that somebody asked for, in the time that is left."""
-        while self._writer or self._pieces:
-            if self._writer is None:
-                piece = self._pieces.popleft()
-                if not piece.written.set_running_or_notify_cancel():
-                    continue
-                sampling = self._session.settings.sampling
-                direction = Direction(piece.emotion, sampling=sampling, seed=piece.seed)
-                self._writer = piece, PieceWriter(self._stream(direction), piece.seconds)
-            piece, writer = self._writer
-            while not writer.done:
-                if time.monotonic() >= deadline:
-                    return
-                writer.write()
-            piece.written.set_result(decode(writer.events()))
-            self._writer = None
-
-    def _refuse_pieces(self) -> None:
-        """Let nobody wait for a piece that will not be written any more."""
-        if self._writer is not None:
-            # what is under way can no longer be cancelled by its asker's side
-            self._writer[0].written.set_exception(CancelledError())
-            self._writer = None
-        while self._pieces:
-            with suppress(IndexError):  # two threads may refuse at once
-                self._pieces.popleft().written.cancel()
 
     def _watch(self, settings: Settings, now: float) -> None:
         """Once a second: is the music safe, and which quality can be afforded?"""

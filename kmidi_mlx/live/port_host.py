@@ -266,9 +266,9 @@ def _list(answer: int) -> None:
     found: dict[str, list[str]] = {}
     for kind in ("input", "output"):
         system = _System(kind)
-        found[f"{kind}s"] = [port[3] for port in system.names()]
-        if system.devices:
-            found[f"{kind}s"].append("virtual")
+        if not system.devices:
+            raise _RefusedError(_NO_SYSTEM)
+        found[f"{kind}s"] = [*(port[3] for port in system.names()), "virtual"]
     _tell(answer, found)
 
 

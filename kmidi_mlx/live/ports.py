@@ -12,7 +12,7 @@ from kmidi_mlx.live.port_process import SystemInput, SystemOutput, list_system_p
 from kmidi_mlx.live.port_socket import SocketInput, SocketOutput
 from kmidi_mlx.live.sinks import MidiOutput
 
-__all__ = ["MidiInput", "list_ports", "open_input", "open_output"]
+__all__ = ["MidiInput", "list_ports", "open_input", "open_output", "why_no_ports"]
 
 _SOCKET, _FILE = "socket:", "file:"
 _WAYS = "`virtual`, socket:HOST:PORT, or a port's name or a part of it"
@@ -38,6 +38,15 @@ def list_ports() -> dict[str, list[str]]:
         return list_system_ports()
     except (KmidiError, OSError):  # OSError: no process can be started
         return {"inputs": [], "outputs": []}
+
+
+def why_no_ports() -> str | None:
+    """Why this machine's ports cannot be named, and what to install; None: they can be."""
+    try:
+        list_system_ports()
+    except (KmidiError, OSError) as error:
+        return str(error)
+    return None
 
 
 def open_output(name: str, folder: Path | None = None) -> MidiOutput:

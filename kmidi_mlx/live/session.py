@@ -172,6 +172,11 @@ class Session:
                 self._notices[topic] = {"topic": topic, "level": level, "text": text}
             self._changed()
 
+    def touch(self) -> None:
+        """Tell who listens that something has changed which another part keeps."""
+        with self._lock:
+            self._changed()
+
     def state(self) -> dict[str, Any]:
         """Everything that a front end shows, as plain data."""
         with self._lock:

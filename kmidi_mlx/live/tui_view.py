@@ -59,7 +59,13 @@ def screen(
     if columns < SMALLEST_SIZE[0] or lines < SMALLEST_SIZE[1]:
         small = f"make this window {SMALLEST_SIZE[0]} x {SMALLEST_SIZE[1]} or larger; q quits"
         return Text(small[: max(1, columns)], "yellow")
-    notices = [*messages, *state.get("notices", ())][:_MOST_NOTICES]
+    # who draws fewer clouds on purpose says so among the figures
+    standing = [
+        note
+        for note in state.get("notices", ())
+        if note.get("topic") != "fps" or not stats.get("quality")
+    ]
+    notices = [*messages, *standing][:_MOST_NOTICES]
     rows = [_title(state), _emotion(state), *_meters(levels_db, columns)]
     rows += _roll(plan, columns, lines - _OTHER_LINES - len(notices))
     rows += _figures(stats)

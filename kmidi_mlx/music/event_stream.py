@@ -315,6 +315,11 @@ class EventStream(ABC, Generic[Array]):
         return taken[::-1]
 
     @property
+    def remembered(self) -> int:
+        """Number of events that the model looks back on now, the beginning among them."""
+        return len(self._history)
+
+    @property
     def rewindable(self) -> int:
         """Number of events that can be taken back now, up to `REWINDABLE`."""
         first = 0
@@ -406,6 +411,19 @@ class EventStream(ABC, Generic[Array]):
         elif self._rows < rows:
             self._keep_first_row()
             self._told = None
+
+    def read_again(self, most: int | None = None) -> None:
+        """Let the model read the context again, as its weights have changed.
+
+        The event that is being computed stays as it is; `rewind(0)` takes it back.
+
+        Args:
+            most: events that it reads, at least 1; older ones it forgets. None: all.
+        """
+        for kept in (self._history, self._moments):
+            while most is not None and len(kept) > most:
+                kept.popleft()
+        self._fill_cache()
 
     def set_seed(self, seed: int) -> None:
         """Draw from here on as this seed says; an event that is being computed stays."""

@@ -69,6 +69,10 @@ class SlowStream(DiceStream):
         self.world.pass_time(self.world.token_seconds)
         return super()._step(noise, knobs)
 
+    def read_again(self, most: int | None = None) -> None:
+        super().read_again(most)
+        self.world.pass_time(self.remembered * self.world.reading_seconds)
+
 
 class World:
     """Conductor, player and two sinks, whose `time` is ours.
@@ -76,6 +80,9 @@ class World:
     Attributes:
         now: moment.
         token_seconds: that a token takes.
+        reading_seconds: that it takes to read an event of the context again.
+        style: that is wanted.
+        worn: moments at which the model got another.
         slow: whether it was ever too slow for the player to be in time.
         underruns: what the conductor counted.
     """
@@ -83,6 +90,9 @@ class World:
     def __init__(self, patch: pytest.MonkeyPatch, capacity: int = 128, lead: float = 0.055) -> None:
         self.now = 100.0
         self.token_seconds = 0.0005
+        self.reading_seconds = 0.0
+        self.style = 0
+        self.worn: list[float] = []
         self.slow = False
         self.underruns = 0
         self.tokens = 0
@@ -104,7 +114,7 @@ class World:
         self.keyboard = KeyboardInput(lambda: self.now)
         self.conductor = Conductor(
             self.make_stream, self.clock, self.ring, self.player, self.played,
-            self.count_underrun, self.count_token,
+            self.count_underrun, self.count_token, lambda: self.worn.append(self.now),
         )  # fmt: skip
         self.conductor.hands = self.keyboard
         self.settings = Settings()
@@ -146,10 +156,11 @@ class World:
         """What the engine does in a frame."""
         begun = self.now
         self.pass_keys()
-        self.conductor.obey(self.settings, self.transport, self.guidance, self.pace)
+        self.conductor.obey(self.settings, self.transport, self.guidance, self.pace, self.style)
         self.conductor.write(BEAT_STEPS, begun + 0.25)
         self.conductor.write(BAR_STEPS, begun + max(0.005, 4 * self.token_seconds))
-        self.conductor.write(2 * BAR_STEPS, begun + FRAME - self.token_seconds)
+        wanted = max(2 * BAR_STEPS, self.conductor.needed_steps)
+        self.conductor.write(wanted, begun + FRAME - self.token_seconds)
         assert len(self.ring) <= self.ring.capacity
         self.pass_time(max(0.0, begun + FRAME - self.now))
 

@@ -94,12 +94,13 @@ class StageDouble:
         self.session = Session(LiveConfig())
         self.session.notice("double", "info", "A shipped piece is played; no network is at work.")
         self.recording = ""
+        self.adapters: dict[str, float] = {}
         self.frames = 0
         self.quality = (0, "everything")
         self._lock = threading.Lock()
         for name in (
             "generate_midi", "render_spectocloud", "get_performance_stats", "load_adapter",
-            "record", "ports",
+            "adapters", "record", "ports",
         ):  # fmt: skip
             work = getattr(self, f"_{name}")
             self.session.handle(name, lambda arguments, work=work: work(**arguments))
@@ -115,7 +116,9 @@ class StageDouble:
         return self.session.apply(command, arguments)
 
     def state(self) -> dict[str, Any]:
-        return {**self.session.state(), "draws": "engine", "recording": self.recording}
+        rows = [{"name": name, "scale": scale} for name, scale in sorted(self.adapters.items())]
+        drawn = {"draws": "engine", "recording": self.recording}
+        return {**self.session.state(), **drawn, "adapters": rows}
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -162,8 +165,20 @@ class StageDouble:
     def _get_performance_stats(self) -> dict[str, Any]:
         return self.stats()
 
-    def _load_adapter(self, name: str, scale: float = 1.0) -> dict[str, Any]:
-        raise KmidiError("there are no adapters yet.")
+    def _load_adapter(
+        self, name: str | None, scale: float = 1.0, alone: bool = False
+    ) -> dict[str, Any]:
+        if name and name not in self.adapters:
+            raise KmidiError(f"there is no adapter called {name!r}.")
+        if alone or not name:
+            self.adapters = dict.fromkeys(self.adapters, 0.0)
+        if name:
+            self.adapters[name] = scale
+        self.session.touch()
+        return self._adapters()
+
+    def _adapters(self) -> dict[str, Any]:
+        return {"adapters": self.state()["adapters"]}
 
     def _record(self, action: str, name: str = "take") -> dict[str, Any]:
         self.recording = name if action == "start" else ""
@@ -332,10 +347,12 @@ def main() -> None:
     parser.add_argument("--lan", action="store_true")
     parser.add_argument("--token", default=None)
     parser.add_argument("--web", type=Path, default=None, help="folder of the page")
+    parser.add_argument("--adapters", nargs="*", default=[], metavar="NAME")
     parser.add_argument("--quiet", action="store_true", help="nothing plays")
     parser.add_argument("--stdio", action="store_true", help="JSON lines instead of a server")
     arguments = parser.parse_args()
     stage = StageDouble() if arguments.quiet else PlayingDouble(arguments.fps)
+    stage.adapters = dict.fromkeys(arguments.adapters, 0.0)
     if isinstance(stage, PlayingDouble):
         stage.start()
     if arguments.stdio:

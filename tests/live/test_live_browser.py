@@ -194,7 +194,7 @@ def test_a_drag_on_the_pad_changes_the_notes_from_the_next_beat_on(
     # the page is told of what ended in the last two bars
     earliest = after["now_step"] - 8 * BEAT
     assert written(before, earliest, beat) == written(after, earliest, beat)
-    assert playing.locator("#pad").get_attribute("aria-valuetext").startswith("joyful")
+    assert playing.locator("#pad").get_attribute("aria-valuetext").startswith("excited")
 
 
 def test_no_note_is_missing_from_the_plan_around_now(playing: Any) -> None:

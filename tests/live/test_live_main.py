@@ -21,8 +21,9 @@ import pytest
 from small_concert import GENERATOR, save_checkpoint, wait_for
 from stage_double import StageDouble
 
+from kmidi_mlx.config_file import load_sections
 from kmidi_mlx.live import stdio
-from kmidi_mlx.live.__main__ import HELLO_MODEL, _talk, _with_generator
+from kmidi_mlx.live.__main__ import HELLO_MODEL, _overrides, _parser, _talk, _with_generator
 from kmidi_mlx.live.take import Take
 from kmidi_mlx.live_config import LiveConfig
 
@@ -193,9 +194,10 @@ def test_a_signal_ends_it_with_nothing_sounding(
     wait_for(lambda: ear.ons > 5 and ear.sounding, 30.0)
     begun = time.monotonic()
     page.process.send_signal(number)
-    code, _, err = page.end()
+    code, out, err = page.end()
     assert time.monotonic() - begun < 5.0
     assert (code, clean(err)) == (0, "")
+    assert out.splitlines()[-1] == "stopping; every note is ended"
     wait_for(lambda: ear.closed)
     assert ear.sounding == set()
     # pedal up, all notes off, all sound off
@@ -306,6 +308,12 @@ def test_without_a_model_the_small_one_plays_and_it_is_said(
     assert capsys.readouterr().err == ""
 
 
+def test_styles_are_flags() -> None:
+    flags = ["--adapter", "mine:0.7", "--adapter", "a b", "--cloud-adapter", "glow"]
+    models = load_sections(LiveConfig, [], _overrides(_parser().parse_args(flags))).models
+    assert (models.adapters, models.cloud_adapters) == (("mine:0.7", "a b"), ("glow",))
+
+
 def test_who_is_told_to_stop_before_the_talk_begins_does_not_talk(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -335,4 +343,4 @@ def test_leaving_again_and_again_never_aborts(program: Callable[..., Program]) -
         assert not select.select([page.process.stdout], [], [], 0.1)[0]
         page.process.send_signal(signal.SIGTERM)
         code, out, err = page.end()
-        assert (code, out, clean(err)) == (0, "", "")
+        assert (code, out, clean(err)) == (0, "stopping; every note is ended\n", "")

@@ -114,7 +114,7 @@ def test_dragging_the_pad_sends_where_it_was_dragged(page: Any, stage: PlayingDo
         f"the last emotion is {emotions(stage)[-1:]}",
     )
     assert stage.session.settings.music.valence == pytest.approx(-0.5, abs=0.02)
-    assert page.locator("#pad").get_attribute("aria-valuetext").startswith("fear: valence -0.5")
+    assert page.locator("#pad").get_attribute("aria-valuetext").startswith("tense: valence -0.5")
 
 
 @needs_browser

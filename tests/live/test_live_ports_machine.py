@@ -17,7 +17,7 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.live.clock import SongClock
 from kmidi_mlx.live.planned import NoteRing, PlannedEvent
 from kmidi_mlx.live.player import Player
-from kmidi_mlx.live.ports import list_ports, open_input, open_output
+from kmidi_mlx.live.ports import list_ports, open_input, open_output, why_no_ports
 from kmidi_mlx.live.sinks import MidiSink, PortLostError
 
 __all__ = ["machine"]
@@ -196,10 +196,12 @@ def test_a_machine_without_a_library_or_a_system_says_so(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     Machine(tmp_path, "none")
     assert list_ports() == {"inputs": [], "outputs": []}
+    assert "pip install python-rtmidi" in str(why_no_ports())
     with pytest.raises(KmidiError, match="pip install python-rtmidi"):
         open_output("virtual")
     (tmp_path / "rtmidi.py").write_text("API_MACOSX_CORE = 1\n")
     assert list_ports() == {"inputs": [], "outputs": []}
+    assert "no MIDI system runs on this machine" in str(why_no_ports())
     for name in ("virtual", "piano"):
         with pytest.raises(KmidiError, match="no MIDI system runs on this machine"):
             open_input(name, lambda message, moment: None, lambda error: None)

@@ -146,6 +146,7 @@ def messages(draw: st.DrawFn) -> Any:
     right = {
         "valence": 0.5, "arousal": -1, "seconds": 3, "action": "start", "name": "take",
         "streams": ["cloud"], "stream": "sound", "count": 2, "points": 200, "seed": 1,
+        "scale": 0.7,
     }  # fmt: skip
     if draw(st.booleans()):
         known = COMMANDS.get(command, {})

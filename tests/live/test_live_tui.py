@@ -69,16 +69,29 @@ def test_the_screen_says_everything() -> None:
     stage.recording = "take-7"
     text = screen(
         stage.state(), stage.stats(), stage.plan(), [-12.3, -60.0],
-        [{"level": "error", "text": "there are no adapters yet."}], (80, 24),
+        [{"level": "error", "text": "there is nothing to see."}], (80, 24),
     ).plain  # fmt: skip
     for words in (
         "■ stopped", "tempo 120", "cloud: engine", "● recording take-7", "pleased", "+0.60",
         "+0.20", "-12.3 dB", "quiet", "60.0 fps", "frame 4.0 / 9.0 ms", "token 1.2 / 2.0 ms",
         "ahead 4.0 s", "late 0.1 / 2.0 ms", "memory 0.40 GB", "dropped 0", "everything",
-        "! there are no adapters yet.", "! A shipped piece is played", "space play", "q quit",
+        "! there is nothing to see.", "! A shipped piece is played", "space play", "q quit",
     ):  # fmt: skip
         assert words in text, words
     assert "fps" in draw(0.0, [])[-4]
+
+
+def test_who_draws_fewer_clouds_on_purpose_alarms_nobody() -> None:
+    stage = StageDouble()
+    stage.session.notice("fps", "warning", "12 clouds a second are drawn, below 55.")
+
+    def shown() -> str:
+        return screen(stage.state(), stage.stats(), stage.plan(), [], [], (160, 24)).plain
+
+    assert "! 12 clouds a second" in shown()
+    stage.quality = (1, "a cloud every 6th frame")
+    assert "clouds a second" not in shown()
+    assert "a cloud every 6th frame" in shown()
 
 
 def test_notes_are_where_their_time_and_pitch_are() -> None:

@@ -4,14 +4,13 @@ import { CloudView } from "./cloud.js";
 import { fill, make } from "./controls.js";
 import { listen, listShortcuts } from "./keys.js";
 import { Notices, Veil } from "./notices.js";
-import { EmotionPad } from "./pad.js";
+import { EmotionPad, WORDS } from "./pad.js";
 import { Panel } from "./panel.js";
 import { PianoRoll } from "./roll.js";
 import { Link } from "./socket.js";
 import { Sound } from "./sound.js";
 import { Strip } from "./strip.js";
 
-const PRESETS = ["happy", "excited", "tense", "angry", "sad", "gloomy", "dreamy", "calm", "tender", "neutral"];
 const IDLE_SECONDS = 3;
 const CALM_CLOUDS = 4;
 // Shown by the veil and the strip.
@@ -215,7 +214,7 @@ cloud.onproblem = (text) => text && notices.pass("error", text);
 if (!cloud.drawing) notices.pass("error", "This browser cannot draw the cloud: it needs WebGL2.");
 
 function showPresets(labels) {
-  const chips = PRESETS.filter((name) => labels[name]).map((name) => {
+  const chips = WORDS.filter((name) => labels[name]).map((name) => {
     const chip = make("button", { class: "chip", type: "button", "aria-pressed": "false" }, name);
     chip.addEventListener("click", () => pad.choose(...labels[name]));
     return chip;
@@ -227,7 +226,7 @@ function showPresets(labels) {
 for (const name of ["play", "stop", "panic", "record", "sound", "panels", "full"]) {
   by(name).addEventListener("click", () => actions[name]());
 }
-by("help-open").addEventListener("click", actions.help);
+for (const name of ["help-open", "help-head"]) by(name).addEventListener("click", actions.help);
 by("wake").addEventListener("click", () => turnSound(true));
 by("veil-retry").addEventListener("click", () => link.reconnect());
 by("volume").addEventListener("input", ({ target }) => {

@@ -12,10 +12,10 @@ const TRAIL_SECONDS = 2.5;
 const STEP = 0.05;
 const LONG_STEP = 0.2;
 const FIELD_SIDE = 64;
-// Words that are written where there is room, most telling first.
-const ORDER = [
-  "happy", "sad", "angry", "calm", "excited", "tense", "dreamy", "gloomy", "neutral", "content",
-  "frustrated", "energetic", "sleepy", "melancholic", "tender", "fear", "miserable", "relaxed",
+/** Words of the page: those on the pad are those that have a button, and no others are said. */
+export const WORDS = [
+  "happy", "pleased", "excited", "tense", "angry", "frustrated", "sad", "gloomy",
+  "sleepy", "dreamy", "calm", "tender", "neutral",
 ];
 const KEYS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 
@@ -60,9 +60,11 @@ export class EmotionPad extends EventTarget {
     this.#tell();
   }
 
-  /** Words and their points {name: [valence, arousal]}. */
+  /** Words and their points {name: [valence, arousal]}; those of the page are taken. */
   setLabels(labels) {
-    this.#labels = labels;
+    this.#labels = Object.fromEntries(
+      WORDS.filter((word) => labels[word]).map((word) => [word, labels[word]]),
+    );
     this.#tell();
   }
 
@@ -187,13 +189,15 @@ export class EmotionPad extends EventTarget {
     context.textAlign = "center";
     context.textBaseline = "middle";
     const near = this.nearest();
-    // The names of the directions stand at the rim already.
+    const [px, py] = this.#at(this.valence, this.arousal, width, height);
+    // The names of the directions stand at the rim already, and the point hides what it is on.
     const taken = [
+      { x: px, y: py, half: 9 },
       { x: width / 2 + 34, y: 10, half: 32 }, { x: width / 2 + 28, y: height - 10, half: 28 },
       { x: 40, y: height / 2 + 11, half: 42 }, { x: width - 34, y: height / 2 + 11, half: 36 },
     ];
     const known = Object.keys(this.#labels);
-    const order = [near, ...ORDER.filter((word) => word !== near && known.includes(word))];
+    const order = [near, ...known.filter((word) => word !== near)];
     for (const name of known) {
       const [x, y] = this.#at(...this.#labels[name], width, height);
       context.fillStyle = "rgb(255 255 255 / 0.28)";
@@ -205,11 +209,16 @@ export class EmotionPad extends EventTarget {
       if (!this.#labels[name]) continue;
       const [x, y] = this.#at(...this.#labels[name], width, height);
       const half = context.measureText(name).width / 2 + 5;
-      const box = { x: Math.max(half, Math.min(width - half, x)), y: y > 20 ? y - 10 : y + 11 };
-      const free = taken.every(
-        (other) => Math.abs(other.x - box.x) > half + other.half || Math.abs(other.y - box.y) > 16,
-      );
-      if (!free) continue;
+      const middle = Math.max(half, Math.min(width - half, x));
+      const box = [y - 10, y + 11, y - 19, y + 20]
+        .filter((line) => line > 8 && line < height - 8)
+        .map((line) => ({ x: middle, y: line }))
+        .find(({ x: column, y: line }) =>
+          taken.every(
+            (other) => Math.abs(other.x - column) > half + other.half || Math.abs(other.y - line) > 15,
+          ),
+        );
+      if (!box) continue;
       taken.push({ ...box, half });
       context.fillStyle = name === near ? "#fff" : "rgb(235 240 255 / 0.72)";
       context.fillText(name, box.x, box.y);

@@ -1,6 +1,7 @@
 // The panel: everything that can be set, in groups, built from what the server describes.
 
 import { chooser, make, segments, slider, textField, toggle } from "./controls.js";
+import { StyleControl } from "./styles.js";
 
 const SEND_MS = 60;
 const LEVELS_OF_DETAIL = [200, 600, 1200, 2000, 3000];
@@ -91,6 +92,7 @@ export class Panel {
   #pending = new Map();
   #written;
   #recording;
+  #style = null;
 
   constructor(home, link) {
     this.#home = home;
@@ -111,6 +113,10 @@ export class Panel {
         this.#controls.set(wish.name, control);
         items.append(control.element);
       }
+      if (title === "Music" && description.commands.includes("load_adapter")) {
+        this.#style = new StyleControl(this.#link);
+        items.prepend(...this.#style.elements);
+      }
       return this.#group(title, open, items);
     });
     groups.push(this.#recordings());
@@ -127,6 +133,7 @@ export class Panel {
       const value = state[section]?.[name];
       if (value !== undefined && !this.#pending.has(dotted)) control.show(value);
     }
+    this.#style?.show(state.adapters ?? []);
     this.#explain(state);
     const recording = Boolean(state.recording);
     if (this.#recording) this.#recording.hidden = !recording;

@@ -9,7 +9,8 @@ const GRADES = { good: "", eased: "on purpose", watch: "watch", bad: "too slow",
 const below = (value, fine, bearable) =>
   !Number.isFinite(value) ? "none" : value <= fine ? "good" : value <= bearable ? "watch" : "bad";
 
-const pair = (middle, worst) => `${number(middle, 1)} / ${number(worst, 1)} ms`;
+const brief = (value) => number(value, value < 99.95 ? 1 : 0);
+const pair = (middle, worst) => `${brief(middle)} / ${brief(worst)} ms`;
 
 /** Whether the player leaves something out on purpose, so that the music never waits. */
 const eased = (s) => s.quality > 0;
@@ -93,7 +94,7 @@ export class Strip {
     this.element = make("dl", { class: "strip", "aria-label": "Performance" });
     this.#cells = FIGURES.map(({ name, doc }) => {
       const value = make("dd", { "data-grade": "none" }, "–");
-      this.element.append(make("div", { title: doc }, make("dt", {}, name), value));
+      this.element.append(make("div", { title: doc, class: name.toLowerCase() }, make("dt", {}, name), value));
       return value;
     });
   }
