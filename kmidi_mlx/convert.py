@@ -7,6 +7,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,7 @@ def _quantize(args: argparse.Namespace, order: Order) -> int:
     # imported late, so that wrong flags and files answer before the framework loads
     import mlx.core as mx
 
-    from kmidi_mlx.evaluation.compression import costs_of, quantized, table_of
+    from kmidi_mlx.evaluation.compression import costs_of, lines_of, quantized, table_of
     from kmidi_mlx.evaluation.held_out import HeldOut, open_held_out
 
     dtype = {"fp32": mx.float32, "fp16": mx.float16}[order.dtype or _QUANTIZED_DTYPE]
@@ -223,8 +224,12 @@ def _quantize(args: argparse.Namespace, order: Order) -> int:
             if args.data is not None or args.max_loss is not None:
                 raise
             notices.append(f"the loss was not measured: {error}")
-    with Progress(2 * len(held_out.batches) if held_out else 0, "measure", "batches") as progress:
-        costs = costs_of(source, made, build, held_out, progress.advance)
+    with ExitStack() as shown:
+        on_progress: Callable[[int], None] = _ignore
+        if held_out is not None:
+            bar = Progress(2 * len(held_out.batches), "measure", "batches")
+            on_progress = shown.enter_context(bar).advance
+        costs = costs_of(source, made, build, held_out, on_progress)
     too_lossy = args.max_loss is not None and not costs.losses[0].growth <= args.max_loss
     if not too_lossy:
         losses = {LOSS: {"data": costs.data, "losses": [asdict(loss) for loss in costs.losses]}}
@@ -236,9 +241,9 @@ def _quantize(args: argparse.Namespace, order: Order) -> int:
         told |= {"bits": args.quantize, "layers": packed, "plain": made.kept}
         print(json.dumps(told | asdict(costs) | {"notices": notices}))
     else:
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH)
-        title = f"{prepared.source}, {args.quantize} bits"
-        console.print(table_of(costs, made, title))
+        print(f"{prepared.source}, {args.quantize} bits")
+        Console(width=None if sys.stdout.isatty() else _WIDTH).print(table_of(costs))
+        print("\n".join(lines_of(costs, made)))
         for notice in notices:
             print(f"note: {notice}")
     if too_lossy:
@@ -248,6 +253,10 @@ def _quantize(args: argparse.Namespace, order: Order) -> int:
     if not args.json:
         print(f"wrote {prepared.path}")
     return 0
+
+
+def _ignore(batches: int) -> None:
+    """Show nothing."""
 
 
 def _print(done: Converted, as_json: bool) -> None:

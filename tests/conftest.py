@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,30 @@ def tiny_recognizer_settings(tone_manifest: Path) -> list[str]:
         "training.log_every=1",
         "training.ema_decay=0.5",
     ]
+
+
+@pytest.fixture(scope="session")
+def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four tunes of one kind, two pitches and one rhythm, to fine-tune on."""
+    import numpy as np
+
+    from kmidi_mlx.music.midi_file import write_midi
+    from kmidi_mlx.music.notes import Notes
+
+    folder = tmp_path_factory.mktemp("mine") / "tunes"
+    folder.mkdir()
+    for number in range(4):
+        count = 60 + 4 * number
+        onset = 0.2 * np.arange(count)
+        pitch = np.where(np.arange(count) % 2, 64, 60 + 7 * (number % 2))
+        tune = Notes.build(pitch, np.full(count, 80), onset, onset + 0.1)
+        write_midi(tune, folder / f"{number}.mid")
+    return folder
+
+
+@pytest.fixture
+def base(tiny_run: Path, tmp_path: Path) -> Path:
+    """A checkpoint folder of one's own, to be fine-tuned."""
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_run, folder)
+    return folder

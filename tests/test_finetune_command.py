@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +20,6 @@ from kmidi_mlx.command import run
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.models.loading import load_generator
 from kmidi_mlx.models.midi_transformer import Conditions
-from kmidi_mlx.music.midi_file import write_midi
-from kmidi_mlx.music.notes import Notes
 
 Captured = pytest.CaptureFixture[str]
 
@@ -40,27 +37,6 @@ QUICK = [
 
 def words(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
-
-
-@pytest.fixture(scope="module")
-def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four tunes of one kind: two pitches, one rhythm."""
-    folder = tmp_path_factory.mktemp("mine") / "tunes"
-    folder.mkdir()
-    for number in range(4):
-        count = 60 + 4 * number
-        onset = 0.2 * np.arange(count)
-        pitch = np.where(np.arange(count) % 2, 64, 60 + 7 * (number % 2))
-        tune = Notes.build(pitch, np.full(count, 80), onset, onset + 0.1)
-        write_midi(tune, folder / f"{number}.mid")
-    return folder
-
-
-@pytest.fixture
-def base(tiny_run: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "base"
-    shutil.copytree(tiny_run, folder)
-    return folder
 
 
 def tuned(base: Path, tunes: Path, *more: str) -> Path:

@@ -21,7 +21,7 @@ from kmidi_mlx.models.loading import assemble
 from kmidi_mlx.models.quantization import quantize
 from kmidi_mlx.quantization import DESCRIPTION, Choice, Packing, describe
 
-__all__ = ["Costs", "Quantized", "costs_of", "quantized", "table_of"]
+__all__ = ["Costs", "Quantized", "costs_of", "lines_of", "quantized", "table_of"]
 
 AnyWeights = Weights[RunConfig]
 Build = Callable[[RunConfig], nn.Module]
@@ -148,15 +148,9 @@ def _difference(model: nn.Module, plain: nn.Module, layers: Sequence[str]) -> fl
     return worst
 
 
-def table_of(costs: Costs, made: Quantized, title: str) -> Table:
-    """Return the table that a person gets to see.
-
-    Args:
-        costs: of quantising.
-        made: what was made.
-        title: of the table.
-    """
-    table = Table(title=title, caption=_caption(costs, made), caption_justify="left")
+def table_of(costs: Costs) -> Table:
+    """Return size, speed and loss as a table for people."""
+    table = Table()
     for name in ("", "before", "after", "change"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     sizes = costs.bytes_before, costs.bytes_after
@@ -175,16 +169,19 @@ def _times(before: float, after: float) -> str:
     return f"x {after / before:.2f}"
 
 
-def _caption(costs: Costs, made: Quantized) -> str:
+def lines_of(costs: Costs, made: Quantized) -> list[str]:
+    """Return what belongs below the table.
+
+    Args:
+        costs: of quantising.
+        made: what was made.
+    """
     kinds = Counter(str(packing) for packing in made.packed.values())
-    lines = [", ".join(f"{count} layers in {kind}" for kind, count in sorted(kinds.items()))]
-    lines[0] += f"; {costs.bits_per_weight:.2f} bits a weight in all"
+    counted = ", ".join(f"{count} layers in {kind}" for kind, count in sorted(kinds.items()))
     share = sum(made.weights.arrays[f"{name}.weight"].size for name in made.kept)
-    lines.append(f"embeddings and {len(made.kept)} linear layers ({share:,} weights) stay plain")
+    left = f"embeddings and {len(made.kept)} linear layers ({share:,} weights) stay plain"
+    lines = [f"{counted}; {left}; {costs.bits_per_weight:.2f} bits a weight in all"]
     if costs.data is None:
-        lines.append("the loss was not measured")
-    else:
-        lines.append(f"loss on {costs.data}")
-        lines.append("it is that of the dequantised weights, which quantised layers agree with to")
-        lines[-1] += f" {costs.difference:.0e}"
-    return "\n".join(lines)
+        return [*lines, "the loss was not measured"]
+    agreement = f"quantised layers agree with them to {costs.difference:.0e}"
+    return [*lines, f"loss of the dequantised weights on {costs.data}; {agreement}"]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.atomic import write_bytes_atomically
@@ -18,8 +19,15 @@ from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.errors import KmidiError
 
 __all__ = [
-    "REPORT", "FinetunePlan", "Losses", "Memory", "about_base", "original_music",
-    "plan_finetuning", "save_memory",
+    "REPORT",
+    "FinetunePlan",
+    "Losses",
+    "Memory",
+    "about_base",
+    "losses_of",
+    "original_music",
+    "plan_finetuning",
+    "save_memory",
 ]  # fmt: skip
 
 #: What fine-tuning gained and forgot, beside the weights.
@@ -206,6 +214,20 @@ def about_base(plan: FinetunePlan) -> dict[str, str]:
     """Return what results say of the weights that they were trained over: `name` and `digest`."""
     path = Path(plan.config.adapter.base)
     return {"name": path.name, "digest": open_weights(path, type(plan.config)).digest}
+
+
+def losses_of(task: Any, original: Path | None) -> Losses:
+    """Judge the model of a task as it stands.
+
+    Args:
+        task: a MIDI or cloud task of any framework.
+        original: prepared music of the base; None: there is none.
+    """
+    task.model.eval()
+    own = task.evaluate()["val_loss"]
+    kept = task.evaluate(task.batches_of(original))["val_loss"] if original else None
+    task.model.train()
+    return Losses(own, kept)
 
 
 def save_memory(memory: Memory, folder: Path) -> None:

@@ -18,7 +18,7 @@ from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models import lora
 from kmidi_mlx.quantization import dequantized
-from kmidi_mlx.runs.finetuning import FinetunePlan, Losses, Memory, about_base, original_music
+from kmidi_mlx.runs.finetuning import FinetunePlan, Memory, about_base, losses_of, original_music
 from kmidi_mlx.runs.memory import physical_bytes, require_memory
 from kmidi_mlx.runs.run import describe_run, run_task
 from kmidi_mlx.runs.trainer import Outcome
@@ -57,7 +57,7 @@ def finetune_model(
     task = make_task(config)
     assert isinstance(task, TunedTask)
     task.metadata["base"] = about_base(plan)
-    before = _losses(task, path)
+    before = losses_of(task, path)
     weights = sum(array.size for _, array in tree_flatten(task.model.parameters()))
     available = int(config.training.memory_gb * 1e9) or physical_bytes()
     trained = _trained(task)
@@ -80,7 +80,7 @@ def finetune_model(
     if outcome.reason == "interrupted":
         return outcome, None
     _load_best(task, plan)
-    return outcome, Memory(task.loss_unit, before, _losses(task, path), name)
+    return outcome, Memory(task.loss_unit, before, losses_of(task, path), name)
 
 
 def _trained(task: TunedTask) -> int:
@@ -91,14 +91,6 @@ def _trained(task: TunedTask) -> int:
         if strangers or len(trained) != len(lora.adapter_weights(task.model)):
             raise AssertionError(f"trained beside the adapters: {strangers}")
     return sum(array.size for array in trained.values())
-
-
-def _losses(task: TunedTask, original: Path | None) -> Losses:
-    task.model.eval()
-    own = task.evaluate()["val_loss"]
-    kept = task.evaluate(task.batches_of(original))["val_loss"] if original else None
-    task.model.train()
-    return Losses(own, kept)
 
 
 def _load_best(task: TunedTask, plan: FinetunePlan) -> None:

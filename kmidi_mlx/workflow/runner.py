@@ -23,9 +23,8 @@ from kmidi_mlx.workflow.steps import Step
 
 __all__ = ["Done", "run_step", "shown"]
 
-# ru_maxrss counts in these
-_RSS_BYTES = 1 if sys.platform == "darwin" else 1024
 _POLL_SECONDS = 0.1
+_PROC = Path("/proc")
 
 
 @dataclass(frozen=True)
@@ -118,6 +117,7 @@ def _flag(command: tuple[str, ...], name: str) -> tuple[str, ...]:
 def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tuple[int, int]:
     """Run a command with its output in a file; its status and peak memory in bytes."""
     with log.open("wb") as file:
+        peak = 0
         # a session of its own: Ctrl-C comes to this process, which passes it on once
         process = subprocess.Popen(
             [sys.executable, "-m", *command], stdout=file, start_new_session=True
@@ -130,9 +130,28 @@ def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tup
             if interruption.requested and not told:
                 told = True
                 process.send_signal(signal.SIGINT)
+            peak = max(peak, _peak_bytes(process.pid))
             time.sleep(_POLL_SECONDS)
     process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * _RSS_BYTES
+    if sys.platform == "darwin":
+        peak = usage.ru_maxrss
+    return process.returncode, peak
+
+
+def _peak_bytes(session: int) -> int:
+    """Most memory that a process of a session has taken so far, where the system tells in /proc.
+
+    What it tells at a process's end counts the memory of who started it (it is inherited by exec).
+    """
+    peaks = [0]
+    for folder in _PROC.glob("[0-9]*"):
+        try:
+            if os.getsid(int(folder.name)) == session:
+                status = (folder / "status").read_text()
+                peaks += [int(text.split()[0]) for text in status.split("VmHWM:")[1:]]
+        except OSError:
+            continue  # it has just ended
+    return 1024 * max(peaks)
 
 
 def _result(log: Path) -> Any:

@@ -16,7 +16,14 @@ from kmidi_mlx.adapter_config import AdapterConfig
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config_file import config_to_dict
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.runs.finetuning import FinetunePlan, Losses, Memory, about_base, original_music
+from kmidi_mlx.runs.finetuning import (
+    FinetunePlan,
+    Losses,
+    Memory,
+    about_base,
+    losses_of,
+    original_music,
+)
 from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.trainer import Outcome
 from kmidi_torch.models import lora
@@ -60,7 +67,7 @@ def finetune_model(
         task = start_task(plan.config, options, processes)
         assert isinstance(task, TunedTask)
         task.metadata["base"] = processes.told(lambda: about_base(plan))
-        before = processes.told(lambda: _losses(task, path))
+        before = processes.told(lambda: losses_of(task, path))
         trained, weights = _trained(task), parameter_count(task)
         outcome = train_task(
             task,
@@ -89,17 +96,9 @@ def _trained(task: TunedTask) -> int:
     return sum(weight.numel() for weight in trained.values())
 
 
-def _losses(task: TunedTask, original: Path | None) -> Losses:
-    task.model.eval()
-    own = task.evaluate()["val_loss"]
-    kept = task.evaluate(task.batches_of(original))["val_loss"] if original else None
-    task.model.train()
-    return Losses(own, kept)
-
-
 def _losses_of_best(task: TunedTask, plan: FinetunePlan, original: Path | None) -> Losses:
     _load_best(task, plan)
-    return _losses(task, original)
+    return losses_of(task, original)
 
 
 def _load_best(task: TunedTask, plan: FinetunePlan) -> None:

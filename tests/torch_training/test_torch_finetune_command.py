@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,6 @@ from kmidi_mlx import checkpoint
 from kmidi_mlx import finetune as ours
 from kmidi_mlx import generate as our_generate
 from kmidi_mlx.command import run
-from kmidi_mlx.music.midi_file import write_midi
-from kmidi_mlx.music.notes import Notes
 from kmidi_torch import finetune as theirs
 from kmidi_torch import generate as their_generate
 from kmidi_torch.training.device import DeviceOptions
@@ -49,27 +46,6 @@ from kmidi_mlx.command import run
 from kmidi_torch.finetune import main
 sys.exit(run(main, sys.argv[2:]))
 """
-
-
-@pytest.fixture(scope="module")
-def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four tunes of one kind: two pitches, one rhythm."""
-    folder = tmp_path_factory.mktemp("own") / "tunes"
-    folder.mkdir()
-    for number in range(4):
-        count = 60 + 4 * number
-        onset = 0.2 * np.arange(count)
-        pitch = np.where(np.arange(count) % 2, 64, 60 + 7 * (number % 2))
-        tune = Notes.build(pitch, np.full(count, 80), onset, onset + 0.1)
-        write_midi(tune, folder / f"{number}.mid")
-    return folder
-
-
-@pytest.fixture
-def base(tiny_run: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "base"
-    shutil.copytree(tiny_run, folder)
-    return folder
 
 
 def complaint(capsys: Captured, arguments: list[str]) -> str:

@@ -23,6 +23,7 @@ def main(deed: str, *arguments: str) -> int:
     elif deed == "hold":  # MEGABYTES
         held = bytearray(int(arguments[0]) << 20)
         held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+        time.sleep(0.5)
     elif deed == "train":  # --model M --out DIR …: cut off the first time, goes on the second
         folder = Path(arguments[arguments.index("--out") + 1])
         (folder / "last").mkdir(parents=True, exist_ok=True)
