@@ -43,9 +43,9 @@ _SLOWEST_READING, _READING_SHARE, _LEAST_REMEMBERED = 1.5, 0.35, 256
 _PATIENT_SECONDS = 5.0
 # Tokens until something new is in the plan: its loudness, a note or two.
 _TOKENS_TO_A_NOTE = 4
-# Who writes at less than this share of the time is far ahead again at once; whoever needs almost
-# all of it keeps so many beats more of what is planned, for a dense passage may come.
-_EASY, _HARD, _MOST_KEPT = 0.3, 0.9, 2.0
+# Who writes at less than this share of the time is far ahead again at once; whoever needs most
+# of it keeps so many beats more of what is planned, for a dense passage may come.
+_EASY, _HARD, _MOST_KEPT = 0.2, 0.6, 2.0
 _SMOOTHING = 0.1
 # Places in the ring that are kept free: ends of notes come all at once.
 _SPARE_PLACES = 8
