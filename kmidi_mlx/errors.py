@@ -24,7 +24,7 @@ def nearest(word: str, valid: Iterable[str], otherwise: str = "") -> str:
         otherwise: begins the list of them where none is near, such as `there are`; empty: no list.
     """
     names = list(valid)
-    close = difflib.get_close_matches(word[:100], names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], names, n=1)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; {otherwise} {', '.join(names)}." if otherwise else ""

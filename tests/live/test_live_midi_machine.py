@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.live.clock import SongClock
@@ -82,6 +82,11 @@ class MidiMachine(RuleBasedStateMachine):
 
     def _now(self) -> int:
         return int(self.clock.step_at(time.monotonic()))
+
+    @initialize()
+    def a_chord_sounds(self) -> None:
+        self.play([50, 51], steps=0, lasts=20, wait=0)
+        wait_until(lambda: self.account.ask("report")["on"] == 2, "a chord sounds")
 
     @precondition(lambda self: len(self.sinks) < 3)
     @rule()
@@ -189,7 +194,7 @@ def test_every_note_ends() -> None:
     )
     test("runTest").runTest()
     # it did play
-    assert MidiMachine.played > 10
+    assert MidiMachine.played > 16
 
 
 @pytest.mark.parametrize("loss", ["the_peer_drops_all", "the_peer_is_killed"])
