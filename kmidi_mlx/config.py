@@ -100,12 +100,18 @@ class MidiDataConfig(Section):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """AdamW (section `optimizer`)."""
+    """What changes the weights (section `optimizer`)."""
 
+    name: str = option(
+        "adamw",
+        "adamw for all, or muon for matrices and adamw for the rest",
+        choices=("adamw", "muon"),
+    )
     learning_rate: float = option(3e-4, "peak learning rate", low=0.0, high=1.0)
     beta1: float = option(0.9, "decay of the mean gradient", low=0.0, high=0.9999)
     beta2: float = option(0.95, "decay of the mean squared gradient", low=0.0, high=0.999999)
     eps: float = option(1e-8, "added to the root of the squared gradient", low=1e-16, high=1e-2)
+    momentum: float = option(0.95, "decay of muon's mean gradient", low=0.0, high=0.9999)
     weight_decay: float = option(0.1, "decoupled decay of matrices", low=0.0, high=10.0)
     clip_norm: float = option(1.0, "largest global gradient norm", low=1e-6)
     warmup_steps: int = option(500, "steps of linear warm-up", low=0)

@@ -20,6 +20,7 @@ from kmidi_mlx.checkpoint_model import built, check_numbers, widened
 from kmidi_mlx.config import RUN_CONFIGS, RunConfig
 from kmidi_mlx.config_file import config_from_dict, config_to_dict, load_config
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.optimizer_groups import GROUPS, group_of
 from kmidi_mlx.quantization import DESCRIPTION, check_description, dequantized, packings
 from kmidi_mlx.torch_file import Arrays
 
@@ -137,7 +138,8 @@ def prepare(order: Order, expected: ExpectedShapes) -> Prepared:
     shapes = built(lambda: expected(config), source)
     if order.state:
         averaged = any(name.startswith(_AVERAGE) for name in arrays)
-        checkpoint.check_names(source, arrays, state_shapes(shapes, averaged))
+        wanted = state_shapes(shapes, averaged, config.optimizer.name)
+        checkpoint.check_names(source, arrays, wanted)
     else:
         if is_state:
             arrays, notice = _weights_to_use(arrays, metadata)
@@ -266,22 +268,26 @@ def _config(order: Order, metadata: dict[str, Any], source: Path) -> RunConfig:
     return config
 
 
-def state_shapes(shapes: Shapes, averaged: bool) -> dict[str, tuple[int, ...]]:
+def state_shapes(
+    shapes: Shapes, averaged: bool, optimizer: str = "adamw"
+) -> dict[str, tuple[int, ...]]:
     """Return the shape of everything in the training state of a network.
 
     Args:
         shapes: of its parameters.
         averaged: whether the run keeps averaged weights.
+        optimizer: the name of what trains it.
     """
     state: dict[str, tuple[int, ...]] = {f"counters.{name}": () for name in _COUNTERS}
-    for group in (0, 1):
+    for group in range(len(GROUPS[optimizer])):
         state |= {f"{_OPTIMIZER}{group}.{name}": () for name in ("step", "learning_rate")}
     for name, shape in shapes.items():
         state[_WEIGHTS + name] = shape
         if averaged:
             state[_AVERAGE + name] = shape
-        group = 0 if len(shape) >= 2 and "embedding" not in name else 1  # 0: weights that decay
-        state |= {f"{_OPTIMIZER}{group}.{name}.{moment}": shape for moment in "mv"}
+        group = group_of(optimizer, name, len(shape))
+        memories = GROUPS[optimizer][group]
+        state |= {f"{_OPTIMIZER}{group}.{name}.{memory}": shape for memory in memories}
     return state
 
 

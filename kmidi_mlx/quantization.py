@@ -19,13 +19,20 @@ from numpy.typing import NDArray
 from kmidi_mlx.errors import KmidiError
 
 __all__ = [
-    "BITS", "DESCRIPTION", "GROUP_SIZES", "Choice", "Packing", "check_description",
+    "BITS", "DESCRIPTION", "EXCEPTIONS", "GROUP_SIZES", "Choice", "Packing", "check_description",
     "choose_packings", "dequantize", "dequantized", "describe", "packings",
 ]  # fmt: skip
 
 #: What a weight can be quantised to by kmidi; files of others may have more kinds.
 BITS = (8, 6, 4)
 GROUP_SIZES = (32, 64, 128)
+#: Linear layers that stay plain unless bits are asked for them by name, by the network's name.
+EXCEPTIONS: dict[str, tuple[str, ...]] = {
+    "EmotionMIDITransformer": (),
+    # what places the points, and what the sound passes first
+    "SpectocloudViT": ("decoder", "head", "memory_projections", "query_out", "stages.0"),
+    "EmotionRecognizer": ("numbers", "labels", "cues"),
+}
 #: Name under which metadata tells what `describe` returns.
 DESCRIPTION = "quantization"
 

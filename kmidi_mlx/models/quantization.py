@@ -1,9 +1,9 @@
 """Quantised layers in MLX: fewer bits for a weight, in groups that share a scale and a bias.
 
 Only linear layers are quantised. Embeddings stay plain: in the generator their matrix is the output
-layer too, and they are less than a hundredth of the weights. `EXCEPTIONS` names the linear layers
-that stay plain as well, because quantising them costs far more than their share of the weights;
-docs/quantization.md has the measurements.
+layer too, and they are less than a hundredth of the weights. The linear layers that stay plain as
+well (`kmidi_mlx.quantization.EXCEPTIONS`) are those where quantising costs far more than their
+share of the weights; docs/quantization.md has the measurements.
 """
 
 from __future__ import annotations
@@ -16,22 +16,11 @@ from mlx import nn
 from mlx.utils import tree_map
 
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
-from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
-from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
-from kmidi_mlx.quantization import Choice, Packing, choose_packings
+from kmidi_mlx.quantization import EXCEPTIONS, Choice, Packing, choose_packings
 
 __all__ = [
-    "EXCEPTIONS", "cast", "quantize", "quantize_base", "quantized_layers", "restructure",
+    "cast", "quantize", "quantize_base", "quantized_layers", "restructure",
 ]  # fmt: skip
-
-#: Linear layers that stay plain unless bits are asked for them by name.
-EXCEPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
-    EmotionMIDITransformer: (),
-    # what places the points, and what the sound passes first
-    SpectocloudViT: ("decoder", "head", "memory_projections", "query_out", "stages.0"),
-    EmotionRecognizer: ("numbers", "labels", "cues"),
-}
 
 
 def quantize(model: nn.Module, choice: Choice) -> dict[str, Packing]:
@@ -48,7 +37,7 @@ def quantize(model: nn.Module, choice: Choice) -> dict[str, Packing]:
         KmidiError: as of `kmidi_mlx.quantization.choose_packings`; nothing is changed then.
     """
     widths = {name: module.weight.shape[1] for name, module in _linear(model).items()}
-    packed = choose_packings(widths, choice, EXCEPTIONS.get(type(model), ()))
+    packed = choose_packings(widths, choice, EXCEPTIONS.get(type(model).__name__, ()))
     _pack(model, packed)
     return packed
 

@@ -13,21 +13,21 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn, optimizers
+from mlx import nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from numpy.typing import NDArray
 
 from kmidi_mlx.config import OptimizerConfig, TrainingConfig
-from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.step_rules import (
+from kmidi_mlx.runs.loss_scale import (
     FIRST_LOSS_SCALE,
     LARGEST_LOSS_SCALE,
     SCALE_GROWTH_STEPS,
-    decays,
 )
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.task import Numbers
 from kmidi_mlx.torch_file import Arrays
 from kmidi_mlx.training.distributed import Group
+from kmidi_mlx.training.optimizer import make_optimizer
 
 DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
 
@@ -38,24 +38,6 @@ LossSum = Callable[[nn.Module, Batch], tuple[mx.array, mx.array]]
 def to_arrays(staged: Mapping[str, NDArray[Any]]) -> Batch:
     """Hand numpy arrays to MLX."""
     return {name: mx.array(value) for name, value in staged.items()}
-
-
-def make_optimizer(config: OptimizerConfig) -> optimizers.MultiOptimizer:
-    """AdamW that decays matrices but not norms, biases, sinks and embeddings."""
-
-    def adamw(weight_decay: float) -> optimizers.AdamW:
-        return optimizers.AdamW(
-            learning_rate=config.learning_rate,
-            betas=[config.beta1, config.beta2],
-            eps=config.eps,
-            weight_decay=weight_decay,
-            bias_correction=True,
-        )
-
-    return optimizers.MultiOptimizer(
-        [adamw(config.weight_decay), adamw(0.0)],
-        [lambda path, weight: decays(path, weight.ndim)],
-    )
 
 
 class TrainStep:

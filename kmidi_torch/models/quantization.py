@@ -9,19 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kmidi_mlx.quantization import Choice, Packing, choose_packings
-from kmidi_torch.models.emotion_recognizer import EmotionRecognizer
-from kmidi_torch.models.midi_transformer import EmotionMIDITransformer
-from kmidi_torch.models.spectocloud_vit import SpectocloudViT
+from kmidi_mlx.quantization import EXCEPTIONS, Choice, Packing, choose_packings
 
-__all__ = ["EXCEPTIONS", "round_base", "rounded"]
+__all__ = ["round_base", "rounded"]
 
-#: Linear layers that stay as they are, as in MLX.
-EXCEPTIONS: dict[type[nn.Module], tuple[str, ...]] = {
-    EmotionMIDITransformer: (),
-    SpectocloudViT: ("decoder", "head", "memory_projections", "query_out", "stages.0"),
-    EmotionRecognizer: ("numbers", "labels", "cues"),
-}
 # the least that MLX divides by
 _SMALLEST_SCALE = 1e-7
 
@@ -42,7 +33,7 @@ def round_base(model: nn.Module, bits: int) -> dict[str, Packing]:
     """
     layers = {name: one for name, one in model.named_modules() if type(one) is nn.Linear}
     widths = {name: layer.in_features for name, layer in layers.items()}
-    packed = choose_packings(widths, Choice(bits), EXCEPTIONS.get(type(model), ()))
+    packed = choose_packings(widths, Choice(bits), EXCEPTIONS.get(type(model).__name__, ()))
     for name, packing in packed.items():
         layers[name].weight.copy_(rounded(layers[name].weight, packing))
     return packed

@@ -21,21 +21,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kmidi_mlx.config import OptimizerConfig, TrainingConfig
-from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.step_rules import (
+from kmidi_mlx.runs.loss_scale import (
     FIRST_LOSS_SCALE,
     LARGEST_LOSS_SCALE,
     SCALE_GROWTH_STEPS,
-    decays,
 )
+from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.task import Numbers
 from kmidi_mlx.torch_file import Arrays
 from kmidi_torch.training.device import peak_memory_bytes
 from kmidi_torch.training.distributed import Group, partners
+from kmidi_torch.training.optimizer import GroupedOptimizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# names of AdamW's moments here and in the file
-_MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}
 
 Batch = dict[str, Tensor]
 LossSum = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
@@ -121,21 +119,7 @@ class TrainStep:
             ids = [self.device.index] if self.device.type == "cuda" else None
             module = DistributedDataParallel(module, device_ids=ids)
         self._loss = module
-        self._groups = [
-            [name for name, weight in self._weights.items() if decays(name, weight.ndim) == wanted]
-            for wanted in (True, False)
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [self._weights[name] for name in names], "weight_decay": decay}
-                for names, decay in zip(self._groups, (optimizer.weight_decay, 0.0), strict=True)
-            ],
-            lr=optimizer.learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            eps=optimizer.eps,
-            fused=True,
-        )
-        self._load_moments(0, {})
+        self._optimizer = GroupedOptimizer(self._weights, optimizer)
         self.average = {
             name: weight.detach().clone() for name, weight in self._weights.items()
         } if self._ema_decay else {}  # fmt: skip
@@ -169,7 +153,7 @@ class TrainStep:
             clip = min(1.0, self._clip_norm / (grad_norm + 1e-6))
             torch._foreach_mul_(gradients, factor * clip)
             self._apply(learning_rate)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         self._count(finite)
         return {
             "loss": loss / max(weight, 1.0),
@@ -199,13 +183,11 @@ class TrainStep:
 
     @torch.no_grad()
     def _apply(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        self._steps += 1
+        self._optimizer.step(learning_rate)
         if self._ema_decay:
+            steps = self._optimizer.steps
             # averages of a young run follow it closely
-            decay = min(self._ema_decay, (1 + self._steps) / (10 + self._steps))
+            decay = min(self._ema_decay, (1 + steps) / (10 + steps))
             weights = list(self._weights.values())
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
@@ -261,15 +243,7 @@ class TrainStep:
             for part, tensors in parts.items()
             for name, array in _as_numpy(tensors).items()
         }
-        for index, names in enumerate(self._groups):
-            prefix = f"optimizer.states.{index}"
-            rate = self.optimizer.param_groups[index]["lr"]
-            arrays[f"{prefix}.step"] = np.array(self._steps, np.uint64)
-            arrays[f"{prefix}.learning_rate"] = np.array(rate, np.float32)
-            for name in names:
-                moments = self.optimizer.state[self._weights[name]]
-                for own, short in _MOMENTS.items():
-                    arrays[f"{prefix}.{name}.{short}"] = moments[own].cpu().numpy()
+        arrays |= self._optimizer.state_arrays()
         for name, value in self.counters.items():
             dtype = np.float32 if name == "loss_scale" else np.int32
             arrays[f"counters.{name}"] = np.array(value, dtype)
@@ -279,28 +253,8 @@ class TrainStep:
         """Take over arrays made by `state_arrays` of an equal configuration, in any framework."""
         for part, target in (("weights", self._weights), ("average", self.average)):
             _fill(target, {name: torch.tensor(arrays[f"{part}.{name}"]) for name in target})
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(arrays["optimizer.states.0.learning_rate"])
-        self._load_moments(int(arrays["optimizer.states.0.step"]), arrays)
+        self._optimizer.load_state_arrays(arrays)
         self.counters = {name: arrays[f"counters.{name}"].item() for name in self.counters}
-
-    def _load_moments(self, steps: int, arrays: Arrays) -> None:
-        """Set AdamW's state; moments that are not among the arrays are zero."""
-        self._steps = steps
-        state = self.optimizer.state_dict()
-        number = 0
-        for index, names in enumerate(self._groups):
-            for name in names:
-                weight = self._weights[name]
-                moments: dict[str, Tensor] = {"step": torch.tensor(float(steps))}
-                for own, short in _MOMENTS.items():
-                    saved = arrays.get(f"optimizer.states.{index}.{name}.{short}")
-                    zeros = torch.zeros_like(weight, memory_format=torch.preserve_format)
-                    moments[own] = zeros if saved is None else torch.tensor(saved)
-                state["state"][number] = moments
-                number += 1
-        # puts every tensor where the optimiser wants it
-        self.optimizer.load_state_dict(state)
 
 
 @torch.no_grad()

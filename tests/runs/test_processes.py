@@ -4,7 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmidi_mlx.runs.processes import ALONE, Processes
-from kmidi_mlx.runs.step_rules import decays
 
 
 class Member(Processes):
@@ -31,9 +30,3 @@ def test_one_process_leads_and_agrees_with_itself() -> None:
     assert [ALONE.share(number) for number in range(4)] == [0, 1, 2, 3]
     assert ALONE.largest(2) == 2
     assert ALONE.told(lambda: "made") == "made"
-
-
-def test_matrices_decay_but_embeddings_and_vectors_do_not() -> None:
-    assert decays("blocks.0.attention.qkv.weight", 2)
-    assert not decays("chord_embedding.weight", 2)
-    assert not decays("final_norm.weight", 1)

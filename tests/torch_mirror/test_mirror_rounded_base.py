@@ -109,11 +109,3 @@ def test_the_same_layers_of_a_network_are_rounded(
     assert others
     for name in others:
         np.testing.assert_array_equal(state[name].numpy(), before[name])
-
-
-def test_the_exceptions_are_those_of_mlx() -> None:
-    names = [
-        {kind.__name__: layers for kind, layers in room.EXCEPTIONS.items()}
-        for room in (ours, theirs)
-    ]
-    assert names[0] == names[1]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from kmidi_mlx.conversion import state_shapes
 from kmidi_mlx.training import step as mlx_step
 from kmidi_torch.training import step as torch_step
 from kmidi_torch.training.run import make_step
@@ -31,6 +32,29 @@ def test_five_steps_of_adamw_end_with_the_same_weights(pair_of: PairOf, model: s
     assert pair.apart("weights", "average") < 1e-4
     assert pair.apart("optimizer") < 1e-5
     assert pair.apart("counters") == 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_muon_moves_as_in_mlx(pair_of: PairOf, model: str) -> None:
+    pair = pair_of(model, "optimizer.name=muon")
+    before = copied_state(pair.theirs)
+    shapes = {name: tuple(w.shape) for name, w in pair.their_task.model.named_parameters()}
+    expected = state_shapes(shapes, averaged=True, optimizer="muon")
+    assert {name: value.shape for name, value in pair.theirs.state_arrays().items()} == expected
+    for ours, theirs in pair.train(3):
+        assert theirs["loss"] == pytest.approx(ours["loss"], abs=2e-2)
+    ours, theirs = copied_state(pair.ours), copied_state(pair.theirs)
+    assert pair.apart("optimizer.states.0.step", "counters") == 0
+    remembered = [n for n in ours if n.startswith("optimizer.states.0.") and n.endswith(".v")]
+    alike = []
+    for name in remembered:
+        weight = "weights." + name.removeprefix("optimizer.states.0.").removesuffix(".v")
+        move, other = (state[weight] - before[weight] for state in (ours, theirs))
+        alike.append(np.vdot(move, other) / (np.linalg.norm(move) * np.linalg.norm(other)))
+        assert np.linalg.norm(other) == pytest.approx(np.linalg.norm(move), rel=0.1)
+    # PyTorch makes them orthogonal in bfloat16: directions in which next to nothing moved differ
+    assert min(alike) > 0.9
+    assert np.median(alike) > 0.99
 
 
 @pytest.mark.parametrize("model", ["midi_generator", "spectocloud"])
@@ -101,11 +125,13 @@ def test_the_global_norm_is_clipped_and_reported_unclipped(pair_of: PairOf) -> N
     assert norm / (1 - pair.config.optimizer.beta1) == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("precision", "name"), [("fp32", "adamw"), ("fp16", "adamw"), ("fp32", "muon")]
+)
 def test_a_step_that_took_over_a_state_goes_on_with_the_same_bits(
-    pair_of: PairOf, precision: str
+    pair_of: PairOf, precision: str, name: str
 ) -> None:
-    pair = pair_of("midi_generator", f"training.precision={precision}")
+    pair = pair_of("midi_generator", f"training.precision={precision}", f"optimizer.name={name}")
     one = pair.theirs
     with pair.their_task.stream(0) as batches:
         one.run([next(batches)], 1e-3)

@@ -126,6 +126,30 @@ def test_five_steps_equal_adamw_by_the_book() -> None:
         np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def test_five_steps_equal_muon_by_the_book() -> None:
+    options = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3}
+    step = parts_step(name="muon", momentum=0.9, **options)
+    rates = [0.1, 0.05, 0.2, 0.03, 0.01]
+    matrix = weights(step.model)["linear.weight"].astype(np.float64)
+    mean = np.zeros_like(matrix)
+    for t, rate in enumerate(rates, 1):
+        gradient = np.array(slopes(t)["linear.weight"]).astype(np.float64)
+        step.run([slopes(t)], rate)
+        mean = 0.9 * mean + 0.1 * gradient
+        ahead = 0.1 * gradient + 0.9 * mean
+        # Jordan's polynomial sends the singular values near one and leaves the directions
+        left, values, right = np.linalg.svd(ahead, full_matrices=False)
+        values /= np.linalg.norm(ahead)
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        assert values.min() > 0.5
+        moved = 0.2 * np.sqrt(max(matrix.shape)) * (left * values) @ right
+        matrix = matrix * (1 - rate * 0.3) - rate * moved
+    wanted = adamw(rates, *options.values()) | {"linear.weight": matrix}
+    for name, value in weights(step.model).items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 def test_only_matrices_that_are_no_embedding_decay() -> None:
     model = EmotionMIDITransformer(TINY)
     randomise(model)
@@ -312,12 +336,12 @@ def test_without_averaging_the_trained_weights_are_used() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("ema_decay", "name"), [(0.0, "adamw"), (0.9, "adamw"), (0.9, "muon")])
 def test_a_step_that_took_over_a_state_goes_on_with_the_same_bits(
-    precision: str, ema_decay: float
+    precision: str, ema_decay: float, name: str
 ) -> None:
     options = {"precision": precision, "ema_decay": ema_decay}
-    one, two = music_step(**options), music_step(**options)
+    one, two = (music_step(OptimizerConfig(name=name), **options) for _ in range(2))
     for index in range(3):
         one.run([music_batch(seed=index)], 1e-3)
     two.run([music_batch(seed=9)], 1e-2)
