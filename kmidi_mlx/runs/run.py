@@ -61,7 +61,12 @@ def run_task(
 
 
 def describe_run(
-    config: RunConfig, parameters: int, steps_per_epoch: int, place: str, on_cpu: bool, after: str
+    config: RunConfig,
+    parameters: int,
+    steps_per_epoch: int,
+    place: str,
+    slow_half: bool,
+    after: str,
 ) -> str:
     """Say what is going to be trained, with hints where the settings will disappoint.
 
@@ -70,15 +75,15 @@ def describe_run(
         parameters: number of weights.
         steps_per_epoch: of the task.
         place: where it is trained, such as `the GPU`.
-        on_cpu: whether that is a CPU.
+        slow_half: whether half precision is slow there.
         after: what else is to be known, such as `the first step compiles`; empty: nothing.
     """
     line = (
         f"{config.name}: {parameters / 1e6:.1f}M parameters, {steps_per_epoch} steps an epoch, "
         f"{config.training.precision} on {place}{'; ' if after else ''}{after}"
     )
-    if on_cpu and config.training.precision != "fp32":
-        line += "\nhint: half precision is slow on a CPU; add --set training.precision=fp32"
+    if slow_half and config.training.precision != "fp32":
+        line += "\nhint: half precision is slow on this CPU; add --set training.precision=fp32"
     pace = pace_of(config, steps_per_epoch)
     steps, warmup = pace.total_steps, pace.optimizer.warmup_steps
     if warmup > steps // 2:

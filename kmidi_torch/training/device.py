@@ -12,6 +12,11 @@ import torch
 from kmidi_mlx.errors import KmidiError
 
 DEVICES = ("cuda", "mps", "cpu")
+# as torch.cpu.get_capabilities names them: x86, then ARM
+_HALF_INSTRUCTIONS = {
+    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+}
 _CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -108,3 +113,14 @@ def peak_memory_bytes(device: torch.device) -> int:
     # Linux counts in KiB, macOS in bytes
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def has_slow_half(device: torch.device, precision: str) -> bool:
+    """Whether a CPU lacks instructions for products of half a precision; False for other devices.
+
+    A PyTorch before 2.11 cannot tell; no CPU has them then.
+    """
+    if device.type != "cpu":
+        return False
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return not any(able.get(name) for name in _HALF_INSTRUCTIONS.get(precision, ()))

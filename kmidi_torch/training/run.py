@@ -27,6 +27,7 @@ from kmidi_torch.training.device import (
     DeviceOptions,
     choose_device,
     describe_device,
+    has_slow_half,
     prepare_device,
 )
 from kmidi_torch.training.distributed import local_rank
@@ -117,7 +118,7 @@ def train_task(
         parameter_count(task),
         task.steps_per_epoch,
         place,
-        task.device.type == "cpu",
+        has_slow_half(task.device, task.config.training.precision),
         "; ".join(filter(None, [about, "the first step compiles" if compiled else ""])),
     )
     step = make_step(task, processes, compiled)

@@ -26,7 +26,7 @@ from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.training.run import train_model as train_with_mlx
 from kmidi_torch.models.midi_transformer import Conditions as TheirConditions
 from kmidi_torch.models.midi_transformer import EmotionMIDITransformer
-from kmidi_torch.training.device import DeviceOptions
+from kmidi_torch.training.device import DeviceOptions, has_slow_half
 from kmidi_torch.training.run import make_step, make_task
 from kmidi_torch.training.run import train_model as train_with_torch
 
@@ -215,3 +215,20 @@ def test_the_whole_loss_is_one_graph_for_the_compiler(
     assert len(graphs) == 1
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("able", "precision", "slow"),
+    [
+        ({}, "bf16", True),
+        ({"avx512_bf16": True, "avx512_fp16": False}, "bf16", False),
+        ({"avx512_bf16": True, "avx512_fp16": False}, "fp16", True),
+        ({"bf16": True, "fp16_arith": True}, "fp16", False),
+    ],
+)
+def test_a_cpu_is_asked_whether_half_precision_is_fast(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, bool], precision: str, slow: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    assert has_slow_half(torch.device("cpu"), precision) is slow
+    assert not has_slow_half(torch.device("cuda"), precision)
