@@ -35,6 +35,12 @@ QUICK = [
 ]
 
 
+def test_the_file_beside_the_configurations_is_the_one_that_is_used() -> None:
+    root = Path(__file__).parents[1]
+    used = root / "kmidi_mlx" / "assets" / "lora.yaml"
+    assert (root / "configs" / "lora.yaml").read_bytes() == used.read_bytes()
+
+
 def words(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
 
@@ -61,8 +67,10 @@ def logits(path: Path, adapters: list[str]) -> mx.array:
 def test_three_files_and_more_become_an_adapter(
     method: str, base: Path, tunes: Path, capsys: Captured, tmp_path: Path
 ) -> None:
-    out = tuned(base, tunes, "--fuse", "--set", f"adapter.method={method}")
+    tracked = ["--tracker", "tensorboard"] if method == "dora" else []
+    out = tuned(base, tunes, "--fuse", *tracked, "--set", f"adapter.method={method}")
     said = capsys.readouterr()
+    assert len(list((out / "tensorboard").glob("events.*"))) == (method == "dora")
     assert "4 pieces, 52 seconds, 264 notes" in said.err
     assert "3 to learn from, 1 held out" in said.err
     assert " of them are trained (" in said.err
