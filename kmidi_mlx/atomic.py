@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +17,8 @@ from kmidi_mlx.errors import KmidiError
 __all__ = ["atomic_write", "remove_leftovers", "write_bytes_atomically"]
 
 _PREFIX = ".tmp-"
+# what safetensors writes to, since 0.8, before it renames to the name that it was given
+_OF_SAFETENSORS = re.compile(r"\.tmp[0-9A-Za-z]{6}")
 
 
 @contextmanager
@@ -67,9 +70,10 @@ def remove_leftovers(folder: Path) -> None:
     Args:
         folder: a folder that nobody is writing to; nothing happens where there is none.
     """
-    for leftover in folder.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    for leftover in folder.glob(".tmp*"):
+        if leftover.name.startswith(_PREFIX) or _OF_SAFETENSORS.fullmatch(leftover.name):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:

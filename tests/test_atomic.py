@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kmidi_mlx.atomic import atomic_write, write_bytes_atomically
+from kmidi_mlx.atomic import atomic_write, remove_leftovers, write_bytes_atomically
 from kmidi_mlx.errors import KmidiError
 
 FULL_DISK = """
@@ -152,3 +152,13 @@ def test_a_new_file_is_as_readable_as_any_whatever_its_writer_does(tmp_path: Pat
     with atomic_write(tmp_path / "new") as temporary:
         temporary.touch(mode=0o600)
     assert (tmp_path / "new").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+def test_what_killed_processes_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    left = [".tmp-0123456789ab.safetensors", ".tmpJblJ8h"]
+    kept = ["state.safetensors", ".tmp", ".tmpJblJ8h2", ".tmpJb.J8h", ".lock", "tmpJblJ8h"]
+    for name in left + kept:
+        (tmp_path / name).write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    remove_leftovers(tmp_path / "none")

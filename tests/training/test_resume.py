@@ -99,7 +99,7 @@ class Run:
     def is_saving(self) -> bool:
         """Whether a save is half written just now."""
         return any(
-            folder.is_dir() and any(folder.glob(".tmp-*"))
+            folder.is_dir() and any(folder.glob(".tmp*"))
             for folder in (self.folder, self.folder / "last")
         )
 
