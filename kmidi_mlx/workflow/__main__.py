@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ def main(argv: list[str]) -> int:
         "done again; what was cut off is gone on with.",
     )
     add_config_arguments(parser)
+    parser.add_argument("--out", metavar="DIR", help="folder of all results (sets workflow.out)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="STEP", help="do this step and no other"
     )
@@ -42,6 +45,8 @@ def main(argv: list[str]) -> int:
     if args.help_config:
         print(describe_options(WorkflowConfig))
         return 0
+    if args.out is not None:
+        args.overrides.append(f"workflow.out={json.dumps(args.out)}")
     config = load_sections(WorkflowConfig, args.config_files, args.overrides)
     steps = steps_of(config)
     chosen = _chosen(steps, args.only, args.first)
@@ -53,7 +58,7 @@ def main(argv: list[str]) -> int:
         journal = Journal(out)
         repeat = "kmidi workflow " + " ".join(
             [f"--config {path}" for path in args.config_files]
-            + [f"--set {text}" for text in args.overrides]
+            + [f"--set {shlex.quote(text)}" for text in args.overrides]
         )
         status = _do(steps, chosen, journal, out, args.force, repeat.rstrip())
         write_report(config, steps, journal, out)

@@ -30,7 +30,7 @@ QUICK = [
 
 
 def settings(out: Path) -> list[str]:
-    return ["--config", str(TINY), *QUICK, "--set", f"workflow.out={out}"]
+    return ["--config", str(TINY), *QUICK, "--out", str(out)]
 
 
 def test_both_configurations_are_whole(tmp_path: Path) -> None:
@@ -177,3 +177,15 @@ def test_the_tiny_workflow_from_beginning_to_end(tmp_path: Path) -> None:
     report = (out / "report.md").read_text()
     assert "not done" not in report
     assert "failed" not in report
+
+
+def test_benches_are_run_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    plan = ["--config", str(TINY), "--out", str(tmp_path / "out"), "--only", "bench", "--dry-run"]
+    monkeypatch.chdir(ROOT)
+    assert run(main, plan) == 0
+    assert "bench: to do\n    python -m bench.live --seconds" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert run(main, plan) == 0
+    assert "bench: left out: benches are run from a copy" in capsys.readouterr().out
