@@ -35,12 +35,16 @@ def default_dtype() -> mx.Dtype:
     return mx.float16 if mx.default_device().type == mx.DeviceType.gpu else mx.float32
 
 
-def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator:
+def load_generator(
+    path: Path, dtype: mx.Dtype | None = None, packed: bool | None = None
+) -> LoadedGenerator:
     """Open a MIDI generator.
 
     Args:
         path: a checkpoint folder (its `best.safetensors`) or a file made by kmidi.
         dtype: of the weights; None: `default_dtype`.
+        packed: whether quantised layers stay so, or become plain ones of the numbers they mean;
+            None: on a GPU. A CPU has no fast products of packed numbers.
 
     Raises:
         KmidiError: when there is no checkpoint, it is damaged, newer, of another model, or its
@@ -51,18 +55,25 @@ def load_generator(path: Path, dtype: mx.Dtype | None = None) -> LoadedGenerator
         MidiGeneratorConfig,
         lambda run: EmotionMIDITransformer(run.model),
         dtype,
+        packed,
         GENERATOR_HINT,
     )
 
 
-def load_spectocloud(path: Path, dtype: mx.Dtype | None = None) -> LoadedSpectocloud:
+def load_spectocloud(
+    path: Path, dtype: mx.Dtype | None = None, packed: bool | None = None
+) -> LoadedSpectocloud:
     """Open a Spectocloud network; arguments and errors as of `load_generator`."""
-    return _load(path, SpectocloudConfig, lambda run: SpectocloudViT(run.model), dtype)
+    return _load(path, SpectocloudConfig, lambda run: SpectocloudViT(run.model), dtype, packed)
 
 
-def load_recognizer(path: Path, dtype: mx.Dtype | None = None) -> LoadedRecognizer:
+def load_recognizer(
+    path: Path, dtype: mx.Dtype | None = None, packed: bool | None = None
+) -> LoadedRecognizer:
     """Open an emotion recogniser; arguments and errors as of `load_generator`."""
-    return _load(path, EmotionRecognizerConfig, lambda run: EmotionRecognizer(run.model), dtype)
+    return _load(
+        path, EmotionRecognizerConfig, lambda run: EmotionRecognizer(run.model), dtype, packed
+    )
 
 
 def _load(
@@ -70,31 +81,40 @@ def _load(
     kind: type[Config],
     build: Callable[[Config], Model],
     dtype: mx.Dtype | None,
+    packed: bool | None,
     hint: str = "",
 ) -> Loaded[Model, Config]:
-    return assemble(open_weights(path, kind, hint), build, dtype)
+    if packed is None:
+        packed = mx.default_device().type == mx.DeviceType.gpu
+    return assemble(open_weights(path, kind, hint), build, dtype, packed)
 
 
 def assemble(
     weights: Weights[Config],
     build: Callable[[Config], Model],
     dtype: mx.Dtype | None = None,
+    packed: bool = True,
 ) -> Loaded[Model, Config]:
-    """Make a model of weights, quantised where they are.
+    """Make a model of weights.
 
     Args:
         weights: of a checkpoint.
         build: makes the network of a run.
         dtype: of the weights, packed ones left alone; None: `default_dtype`.
+        packed: whether quantised layers stay so, or become plain ones of the numbers they mean.
 
     Raises:
         KmidiError: when the weights are not finite, do not fit their configuration, or are not
             quantised as they say.
     """
     model = built(lambda: build(weights.config), weights.path)
-    packed = weights.check({name: array.shape for name, array in tree_flatten(model.parameters())})
-    restructure(model, packed, weights.path)
-    model.load_weights([(name, mx.array(array)) for name, array in weights.arrays.items()])
+    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    if packed:
+        restructure(model, weights.check(shapes), weights.path)
+        arrays = weights.arrays
+    else:
+        arrays = weights.plain(shapes)
+    model.load_weights([(name, mx.array(array)) for name, array in arrays.items()])
     cast(model, dtype or default_dtype())
     model.eval()
     mx.eval(model.parameters())

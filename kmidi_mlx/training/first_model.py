@@ -13,7 +13,8 @@ from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.config import RunConfig
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models import lora
-from kmidi_mlx.models.quantization import cast, quantize_base, quantized_layers
+from kmidi_mlx.models.quantization import cast, quantize_base
+from kmidi_mlx.quantization import DESCRIPTION
 from kmidi_mlx.training.step import DTYPES
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,38 +23,34 @@ Model = TypeVar("Model", bound=nn.Module)
 def first_model(
     config: RunConfig,
     build: Callable[[Any], Model],
-    load: Callable[[Path, mx.Dtype], Loaded[Model, Any]],
+    load: Callable[[Path, mx.Dtype, bool | None], Loaded[Model, Any]],
 ) -> Model:
     """Make the network of a run with the weights it starts from.
 
     Args:
         config: the run.
         build: the network of the section `model`.
-        load: opens a trained one in a precision.
+        load: opens a trained one in a precision, and its quantised layers as they are or plain.
 
     Raises:
-        KmidiError: when the base cannot be opened, is not built as `config` says or is quantised
-            where every weight is to be trained, or the adapters do not suit it.
+        KmidiError: when the base cannot be opened or is not built as `config` says, or the adapters
+            do not suit it.
     """
     adapter = config.adapter
     if adapter.method == "none":
         model = build(config.model)
         model.initialise(config.training.seed)
         return model
-    loaded = load(Path(adapter.base), mx.float32)
+    # only plain weights can all be trained
+    loaded = load(Path(adapter.base), mx.float32, None if adapter.adapts else False)
     if loaded.config.model != config.model:
         raise KmidiError(
             f"{loaded.path} is built otherwise than the section `model` says; leave that section "
             "out."
         )
-    if adapter.method == "full" and quantized_layers(loaded.model):
-        raise KmidiError(
-            f"{loaded.path} is quantised, and only adapters can learn over that; name the weights "
-            "from before, or set adapter.method=lora."
-        )
     model = loaded.model.train()
     if adapter.adapts:
-        if adapter.base_bits:
+        if adapter.base_bits and DESCRIPTION not in loaded.metadata:
             quantize_base(model, adapter.base_bits)
         cast(model, DTYPES[config.training.precision])
         seed = config.training.seed

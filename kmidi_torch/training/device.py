@@ -122,5 +122,5 @@ def has_slow_half(device: torch.device, precision: str) -> bool:
     """
     if device.type != "cpu":
         return False
-    able = getattr(torch.cpu, "get_capabilities", dict)()
+    able: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return not any(able.get(name) for name in _HALF_INSTRUCTIONS.get(precision, ()))

@@ -31,8 +31,8 @@ def first_model(
         load: opens a trained one in fp32; what is quantised in it becomes the numbers it means.
 
     Raises:
-        KmidiError: when the base cannot be opened, is not built as `config` says or is quantised
-            where every weight is to be trained, or the adapters do not suit it.
+        KmidiError: when the base cannot be opened or is not built as `config` says, or the adapters
+            do not suit it.
     """
     adapter = config.adapter
     if adapter.method == "none":
@@ -44,11 +44,6 @@ def first_model(
         raise KmidiError(
             f"{loaded.path} is built otherwise than the section `model` says; leave that section "
             "out."
-        )
-    if adapter.method == "full" and DESCRIPTION in loaded.metadata:
-        raise KmidiError(
-            f"{loaded.path} is quantised, and only adapters can learn over that; name the weights "
-            "from before, or set adapter.method=lora."
         )
     model = loaded.model.train()
     if adapter.adapts:

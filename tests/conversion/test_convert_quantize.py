@@ -88,7 +88,7 @@ def test_the_table_says_it_to_people(
         f"wrote {tmp_path / 'small.safetensors'}",
     ):  # fmt: skip
         assert words in shown
-    packed = quantized_layers(load_spectocloud(tmp_path / "small.safetensors").model)
+    packed = quantized_layers(load_spectocloud(tmp_path / "small.safetensors", packed=True).model)
     assert packed["stages.1.0.mlp.up"].bits == 8
     assert packed["stages.1.0.attention.qkv"].bits == 6
     assert "merges.0.reduction" not in packed
@@ -117,7 +117,7 @@ def test_the_way_back_gives_what_mlx_computes_with(
     )
     arrays, metadata = load_arrays(back)
     assert metadata == load_arrays(tiny_run / checkpoint.BEST)[1]
-    model = load_generator(small, mx.float32).model
+    model = load_generator(small, mx.float32, packed=True).model
     held = dict(tree_flatten(model.parameters()))
     for name, packing in quantized_layers(model).items():
         parts = [held[f"{name}.{part}"] for part in ("weight", "scales", "biases")]

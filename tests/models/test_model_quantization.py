@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ RECOGNIZER = EmotionRecognizerConfig(
     )
 )
 RUNS = (GENERATOR, CLOUDS, RECOGNIZER)
-LOADERS = {
+LOADERS: dict[str, Callable[..., Any]] = {
     "midi_generator": load_generator,
     "spectocloud": load_spectocloud,
     "emotion_recognizer": load_recognizer,
@@ -136,7 +137,7 @@ def test_what_was_saved_is_loaded(config: RunConfig, dtype: Any, tmp_path: Path)
         config, Choice(4, layer_bits={"up": 8} if config != GENERATOR else {})
     )
     save_arrays(tmp_path / "best.safetensors", weights.arrays, weights.metadata)
-    loaded = LOADERS[config.name](tmp_path, dtype)
+    loaded = LOADERS[config.name](tmp_path, dtype, True)
     assert describe(quantized_layers(loaded.model)) == weights.metadata[DESCRIPTION]
     assert loaded.metadata["metric"] == 1.5
     assert not loaded.model.training
@@ -222,13 +223,32 @@ def test_a_base_for_adapters(bits: int) -> None:
     assert all(mx.max(mx.abs(g)).item() > 0 for name, g in flat.items() if name.endswith("lora_b"))
 
 
+@pytest.mark.parametrize("config", RUNS, ids=lambda config: config.name)
+def test_unpacked_they_are_the_numbers_that_they_mean(config: RunConfig, tmp_path: Path) -> None:
+    weights = quantised_weights(config, Choice(6))
+    save_arrays(tmp_path / "best.safetensors", weights.arrays, weights.metadata)
+    packed = LOADERS[config.name](tmp_path, mx.float32, True).model
+    plain = LOADERS[config.name](tmp_path, mx.float32, False).model
+    layers = quantized_layers(packed)
+    assert layers
+    assert not quantized_layers(plain)
+    found = arrays_of(plain)
+    for name, layer in packed.named_modules():
+        if name in layers:
+            kind = {"group_size": layer.group_size, "bits": layer.bits}
+            meant = mx.dequantize(layer.weight, layer.scales, layer.biases, **kind)
+            np.testing.assert_allclose(found[f"{name}.weight"], np.array(meant), atol=1e-6)
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    assert bool(quantized_layers(LOADERS[config.name](tmp_path, None, None).model)) is on_gpu
+
+
 def test_only_linear_layers_can_be_used_quantised(tmp_path: Path) -> None:
     weights = plain_weights(GENERATOR)
     model = assemble(weights, build, mx.float32).model
     nn.quantize(model, 32, 4)
     save_arrays(tmp_path / "best.safetensors", arrays_of(model), weights.metadata)
     with pytest.raises(KmidiError, match=r"holds .*embedding.* quantised, and only linear layers"):
-        load_generator(tmp_path)
+        load_generator(tmp_path, packed=True)
     with pytest.raises(KmidiError, match=r"f\.safetensors holds nothing quantised"):
         restructure(build(GENERATOR), {"nothing": Packing(4, 64)}, Path("f.safetensors"))
 
@@ -237,6 +257,6 @@ def test_what_mlx_quantised_without_a_word_is_loaded(tmp_path: Path) -> None:
     weights = quantised_weights(GENERATOR, Choice(6))
     metadata = {name: value for name, value in weights.metadata.items() if name != DESCRIPTION}
     save_arrays(tmp_path / "best.safetensors", weights.arrays, metadata)
-    model = load_generator(tmp_path).model
+    model = load_generator(tmp_path, packed=True).model
     assert describe(quantized_layers(model)) == weights.metadata[DESCRIPTION]
     assert load_arrays(tmp_path / "best.safetensors")[1] == metadata | {"format_version": 1}

@@ -49,7 +49,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_torch_has_the_weights_that_mlx_computes_with(folder: Path) -> None:
-    ours = mlx_loading.load_generator(folder, mx.float32).model
+    ours = mlx_loading.load_generator(folder, mx.float32, packed=True).model
     theirs = loading.load_generator(folder).model
     layers = {n: m for n, m in ours.named_modules() if isinstance(m, nn.QuantizedLinear)}
     assert len(layers) == 13
@@ -66,7 +66,7 @@ def test_torch_has_the_weights_that_mlx_computes_with(folder: Path) -> None:
 
 def test_both_compute_the_same(folder: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 388, (1, 16))
-    ours = mlx_loading.load_generator(folder, mx.float32).model
+    ours = mlx_loading.load_generator(folder, mx.float32, packed=True).model
     conditions = Conditions(mx.ones((1, 64)), mx.array([[4]]), mx.array([2]))
     found = ours(mx.array(tokens), conditions, mx.zeros((1, 16), mx.int32))
     theirs = loading.load_generator(folder).model
