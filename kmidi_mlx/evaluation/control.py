@@ -23,7 +23,15 @@ from kmidi_mlx.music.events import (
 from kmidi_mlx.music.mood import mood
 from kmidi_mlx.music.notes import Notes
 
-__all__ = ["Control", "Written", "asked_emotions", "control_of", "write_piece", "write_set"]
+__all__ = [
+    "Control",
+    "Written",
+    "asked_emotions",
+    "control_of",
+    "quadrants",
+    "write_piece",
+    "write_set",
+]
 
 _STRONG, _WEAK = 0.8, 0.4
 _QUADRANTS = ((1, 1), (-1, 1), (-1, -1), (1, -1))
@@ -166,7 +174,7 @@ def control_of(pieces: list[Written]) -> Control:
     if not heard:
         return Control(0, None, None, None, None, None, None)
     error = np.abs(asked - estimated).mean(axis=0)
-    asked_quadrant, quadrant = _quadrant(asked), _quadrant(estimated)
+    asked_quadrant, quadrant = quadrants(asked), quadrants(estimated)
     shares = [np.bincount(q, minlength=4) / len(heard) for q in (asked_quadrant, quadrant)]
     return Control(
         pieces=len(heard),
@@ -179,7 +187,7 @@ def control_of(pieces: list[Written]) -> Control:
     )
 
 
-def _quadrant(moods: _Floats) -> NDArray[np.intp]:
+def quadrants(moods: _Floats) -> NDArray[np.intp]:
     """Return (n,) 0-3 by the signs of valence and arousal (n, 2); 0 counts as positive."""
     positive = (moods >= 0).astype(np.intp)
     quadrant: NDArray[np.intp] = 2 * positive[:, 0] + positive[:, 1]
