@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote as quoted
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, interruptible, run
@@ -190,17 +191,19 @@ def _next(plan: FinetunePlan, outcome: Outcome, command: str) -> str:
     """Say what to do now."""
     if outcome.reason in ("interrupted", "time_limit"):
         limit = " --set training.max_minutes=0" if outcome.reason == "time_limit" else ""
-        return f"go on with: {command} --model {plan.config.name} --out {plan.out} --resume{limit}"
+        own = f"--model {plan.config.name} --out {quoted(str(plan.out))} --resume{limit}"
+        return f"go on with: {command} {own}"
     if not isinstance(plan.config, MidiGeneratorConfig):
-        base = plan.config.adapter.base
-        return f"see it: kmidi live --spectocloud {base} --cloud-adapter {plan.out}"
+        base, out = quoted(plan.config.adapter.base), quoted(str(plan.out))
+        return f"see it: kmidi live --spectocloud {base} --cloud-adapter {out}"
     generate = command.replace("finetune", "generate")
     if not plan.config.adapter.adapts:
-        return f"hear it: {generate} --checkpoint {plan.out} --out own.mid"
+        return f"hear it: {generate} --checkpoint {quoted(str(plan.out))} --out own.mid"
     base = plan.config.adapter.base
     inside = plan.out.parent == Path(base) / checkpoint.ADAPTERS
     name = plan.out.name if inside else str(plan.out)
-    return f"hear it: {generate} --checkpoint {base} --adapter {name}:1.0 --out own.mid"
+    words = f"--checkpoint {quoted(base)} --adapter {quoted(f'{name}:1.0')} --out own.mid"
+    return f"hear it: {generate} {words}"
 
 
 if __name__ == "__main__":
