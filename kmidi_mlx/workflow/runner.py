@@ -24,6 +24,8 @@ from kmidi_mlx.workflow.steps import Step
 __all__ = ["Done", "run_step", "shown"]
 
 _POLL_SECONDS = 0.1
+# a little longer than a command has to end when its workflow is gone
+_WAIT_SECONDS = 65.0
 _PROC = Path("/proc")
 
 
@@ -72,6 +74,7 @@ def run_step(
     for number, command in enumerate(step.commands):
         folder = step.folders.get(number)
         if folder is not None:
+            _wait_for(folder)
             command = _continued(command, folder, goes_on)
         log = logs / f"{step.name}-{number + 1}.log"
         began = time.monotonic()
@@ -89,6 +92,21 @@ def run_step(
     entry.done = wanted
     journal.save()
     return Done(0)
+
+
+def _wait_for(folder: Path) -> None:
+    """Let the run of a workflow that was killed end; it is saving."""
+    end = time.monotonic() + _WAIT_SECONDS
+    while folder.exists():
+        try:
+            with checkpoint.exclusive(folder):
+                return
+        except KmidiError:
+            if time.monotonic() > end:
+                raise KmidiError(
+                    f"another run is training into {folder}; end it, then do this again."
+                ) from None
+        time.sleep(_POLL_SECONDS)
 
 
 def _continued(command: tuple[str, ...], folder: Path, goes_on: bool) -> tuple[str, ...]:
@@ -120,8 +138,12 @@ def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tup
         peak = 0
         # a session of its own: Ctrl-C comes to this process, which passes it on once
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=file, start_new_session=True
+            [sys.executable, "-m", "kmidi_mlx.workflow.leash", *command],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            start_new_session=True,
         )
+        assert process.stdin
         told = False
         while True:
             found, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -132,6 +154,7 @@ def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tup
                 process.send_signal(signal.SIGINT)
             peak = max(peak, _peak_bytes(process.pid))
             time.sleep(_POLL_SECONDS)
+    process.stdin.close()
     process.returncode = os.waitstatus_to_exitcode(status)
     if sys.platform == "darwin":
         peak = usage.ru_maxrss

@@ -145,6 +145,49 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
     assert "prepare-midi: done already" in shown
 
 
+def test_killed_it_leaves_no_run_behind_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    chosen = ["--only", "prepare-midi", "--only", "train-midi_generator"]
+    command = [sys.executable, "-m", "kmidi_mlx.workflow", *settings(out), *chosen]
+    metrics = out / "midi_generator" / "metrics.jsonl"
+    saved = out / "midi_generator" / "last" / "state.safetensors"
+
+    def begin() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT
+        )
+
+    def wait_for_metrics(process: subprocess.Popen[str], steps: int) -> None:
+        while process.poll() is None and len(read_steps(metrics)) <= steps:
+            time.sleep(0.01)
+        assert process.poll() is None
+
+    first = begin()
+    wait_for_metrics(first, 0)
+    assert len(_children_of(first.pid)) == 1
+    first.kill()
+    first.communicate(timeout=120)  # the run holds its stderr until it has saved and ended
+    assert saved.exists()
+    steps = len(read_steps(metrics))
+    second = begin()
+    wait_for_metrics(second, steps)
+    second.send_signal(signal.SIGINT)
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode == 130, errors
+    assert "another run" not in errors
+    seen = read_steps(metrics)
+    assert len(seen) > steps
+    assert seen == sorted(set(seen))
+
+
+def read_steps(metrics: Path) -> list[int]:
+    """The steps whose training loss is written down."""
+    if not metrics.exists():
+        return []
+    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
+    return [row["step"] for row in rows if "loss" in row]
+
+
 def _children_of(pid: int) -> list[str]:
     found = subprocess.run(
         ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False
