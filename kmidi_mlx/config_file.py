@@ -201,15 +201,21 @@ def save_config(config: RunConfig, path: Path) -> None:
     write_bytes_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def describe_options(config_class: type[Sections]) -> str:
-    """List every option of a configuration: name, default, what it does and what it may be."""
+def describe_options(config_class: type[Sections], usual: Sections | None = None) -> str:
+    """List every option of a configuration: name, default, what it does and what it may be.
+
+    Args:
+        config_class: whose options are listed.
+        usual: holds the defaults, where they are other than the class's own.
+    """
     layout = _layout(config_class)
     width = max(map(len, layout.dotted))
     lines: list[str] = []
     for name, section in layout.defaults.items():
         lines += ["", (section.__doc__ or name).splitlines()[0]]
         for item in dataclasses.fields(section):
-            default = _yaml_scalar(getattr(section, item.name))
+            source = section if usual is None else getattr(usual, name)
+            default = _yaml_scalar(getattr(source, item.name))
             key = f"{name}.{item.name}".ljust(width)
             lines.append(f"  {key}  {default:<14} {item.metadata['doc']}{_range(item.metadata)}")
     return "\n".join(lines[1:]) + "\n"

@@ -16,7 +16,13 @@ from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig, SpectocloudConfig
 from kmidi_mlx.config_file import describe_options
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.prepare_kinds.options import shown_work
-from kmidi_mlx.runs.finetuning import FinetunePlan, Memory, plan_finetuning, save_memory
+from kmidi_mlx.runs.finetuning import (
+    FinetunePlan,
+    Memory,
+    plan_finetuning,
+    save_memory,
+    usual_config,
+)
 from kmidi_mlx.runs.trackers import add_tracker_arguments, check_trackers
 from kmidi_mlx.runs.trainer import Outcome
 from kmidi_mlx.train import REASONS
@@ -30,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser = finetune_parser("kmidi finetune", "Teach a trained model your own music.")
     args = parser.parse_args(argv)
     if args.help_config:
-        print(describe_options(RUN_CONFIGS[args.model]))
+        print(describe_options(RUN_CONFIGS[args.model], usual_config(args.model)))
         return 0
     plan = plan_from(args)
     with checkpoint.exclusive(plan.out):

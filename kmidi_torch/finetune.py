@@ -15,7 +15,7 @@ from kmidi_mlx.command import INTERRUPTED, WRONG_USE, interruptible, run
 from kmidi_mlx.config import RUN_CONFIGS
 from kmidi_mlx.config_file import describe_options
 from kmidi_mlx.finetune import FUSED, finetune_parser, plan_from, prepare, report, say
-from kmidi_mlx.runs.finetuning import save_memory
+from kmidi_mlx.runs.finetuning import save_memory, usual_config
 from kmidi_mlx.runs.processes import SaidByLeaderError
 from kmidi_torch.train import add_device_arguments, is_ours, leave, mark_as_ours
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     add_device_arguments(parser)
     args = parser.parse_args(argv)
     if args.help_config:
-        print(describe_options(RUN_CONFIGS[args.model]))
+        print(describe_options(RUN_CONFIGS[args.model], usual_config(args.model)))
         return 0
     # imported late, so that --help and wrong flags answer at once
     from kmidi_torch.training.device import DeviceOptions

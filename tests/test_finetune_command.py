@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from mlx.utils import tree_flatten
 
 from kmidi_mlx import checkpoint, finetune, generate
 from kmidi_mlx.command import run
+from kmidi_mlx.config import TrainingConfig
 from kmidi_mlx.config_file import load_config
 from kmidi_mlx.models.loading import load_generator
 from kmidi_mlx.models.midi_transformer import Conditions
+from kmidi_mlx.runs.finetuning import plan_finetuning, usual_config
 
 Captured = pytest.CaptureFixture[str]
 
@@ -43,6 +46,14 @@ def test_the_file_beside_the_configurations_is_the_one_that_is_used() -> None:
 
 def words(settings: list[str]) -> list[str]:
     return [word for setting in settings for word in ("--set", setting)]
+
+
+def test_what_is_shown_can_be_pasted(base: Path, tunes: Path, capsys: Captured) -> None:
+    name = "My Músic folder"
+    tuned(base, tunes, "--name", name)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "hear it: " in line)
+    parsed = shlex.split(line.partition("hear it: ")[2])
+    assert parsed[parsed.index("--adapter") + 1] == f"{name}:1.0"
 
 
 def tuned(base: Path, tunes: Path, *more: str) -> Path:
@@ -210,3 +221,34 @@ def test_a_base_that_changed_is_not_gone_on_with(base: Path, tunes: Path, capsys
     said = run(finetune.main, ["--out", out, "--resume", "--set", "training.epochs=8"])
     assert said == 2
     assert "was begun over other weights than those in" in capsys.readouterr().err
+
+
+def test_help_lists_what_is_used(capsys: Captured) -> None:
+    assert run(finetune.main, ["--help-config"]) == 0
+    listed = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines() if "." in line)
+    used = usual_config("midi_generator")
+    assert float(listed["optimizer.learning_rate"]) == used.optimizer.learning_rate == 1e-4
+    assert int(listed["training.save_epochs"]) == used.training.save_epochs == 10
+
+
+def test_steps_that_are_asked_for_win_over_the_usual_epochs(base: Path, tunes: Path) -> None:
+    def plan(*overrides: str) -> TrainingConfig:
+        made = plan_finetuning(
+            "midi_generator", tunes, base, "other", None, None, False, [], overrides
+        )
+        return made.config.training
+
+    usual, asked = plan(), plan("training.save_every=2")
+    assert (usual.save_epochs, usual.eval_epochs) == (10, 1)
+    assert (asked.save_every, asked.save_epochs, asked.eval_epochs) == (2, 0, 1)
+    assert plan("training.save_every=2", "training.save_epochs=3").save_epochs == 3
+
+
+def test_a_resume_of_nothing_saved_says_that_it_begins_anew(
+    base: Path, tunes: Path, capsys: Captured
+) -> None:
+    out = tuned(base, tunes)
+    assert "begins anew" not in capsys.readouterr().err
+    (out / checkpoint.LAST).unlink()
+    assert run(finetune.main, ["--out", str(out), "--resume"]) == 0
+    assert f"nothing was saved in {out} yet: the run begins anew" in capsys.readouterr().err

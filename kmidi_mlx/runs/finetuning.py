@@ -28,6 +28,7 @@ __all__ = [
     "original_music",
     "plan_finetuning",
     "save_memory",
+    "usual_config",
 ]  # fmt: skip
 
 #: What fine-tuning gained and forgot, beside the weights.
@@ -35,6 +36,12 @@ REPORT = "finetune.json"
 _OWN_DATA, _SHIPPED_DATA = "data", "shipped-data"
 # What a run takes over from the base; the rest is the profile's.
 _BASE_SECTIONS = ("model", "data", "sampling", "loss")
+# what can be given in steps, and in epochs as the profile does
+_IN_EPOCHS = {
+    "training.save_every": "training.save_epochs",
+    "training.eval_every": "training.eval_epochs",
+    "optimizer.warmup_steps": "optimizer.warmup_epochs",
+}
 
 
 @dataclass(frozen=True)
@@ -130,12 +137,11 @@ def plan_finetuning(
         raise KmidiError(f"no such folder: {data}.")
     weights = open_weights(base, RUN_CONFIGS[model])
     prepared = (data / "dataset.json").exists()
-    with tempfile.TemporaryDirectory() as folder, as_file(files("kmidi_mlx") / "assets") as assets:
+    with tempfile.TemporaryDirectory() as folder:
         of_base = Path(folder) / "base.yaml"
         save_config(_only(weights.config, _BASE_SECTIONS), of_base)
-        layers = [of_base, assets / "lora.yaml", *config_files]
         overrides.append(f"adapter.base={json.dumps(str(base))}")
-        config = load_config(model, layers, overrides)
+        config = _usual(model, [of_base], config_files, overrides)
     if config.adapter.method == "none":
         raise KmidiError("adapter.method is none; fine-tuning needs lora, dora or full.")
     out = out or _folder(base, name or data.stem, config.adapter.adapts)
@@ -151,6 +157,21 @@ def plan_finetuning(
     data_section = replace(config.data, path=str(path))  # type: ignore[call-arg]
     config = replace(config, data=data_section)
     return FinetunePlan(config, out, False, None if prepared else data, original)
+
+
+def usual_config(model: str) -> RunConfig:
+    """Return the settings of fine-tuning where a person gives none."""
+    return _usual(model, [], [], ["adapter.base=BASE"])
+
+
+def _usual(
+    model: str, below: Sequence[Path], above: Sequence[Path], overrides: Sequence[str]
+) -> RunConfig:
+    # who counts in steps does not want the usual epochs
+    given = {text.partition("=")[0] for text in overrides}
+    steps = [f"{epochs}=0" for one, epochs in _IN_EPOCHS.items() if one in given]
+    with as_file(files("kmidi_mlx") / "assets") as assets:
+        return load_config(model, [*below, assets / "lora.yaml", *above], [*steps, *overrides])
 
 
 def _resumed(

@@ -47,7 +47,10 @@ def run_task(
         KmidiError: when the save cannot be used, or training diverges.
     """
     config = task.config
-    resume = resume and processes.told((folder / checkpoint.LAST).exists)
+    saved = processes.told((folder / checkpoint.LAST).exists)
+    if resume and not saved:
+        announcement += f"\nnothing was saved in {folder} yet: the run begins anew"
+    resume = resume and saved
     trainer = Trainer(task, step, folder, resume, processes)
     if processes.leads:
         announce(announcement)
