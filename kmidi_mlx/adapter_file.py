@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ import numpy as np
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.adapter_config import AdapterConfig
+from kmidi_mlx.checkpoint_model import open_weights
+from kmidi_mlx.config import RUN_CONFIGS
 from kmidi_mlx.config_file import config_from_dict
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.torch_file import Arrays
 
 __all__ = [
     "LARGEST_SCALE", "Adapter", "adapter_names", "add_adapter_argument", "find_adapter",
-    "open_adapter", "open_adapters",
+    "is_synthetic", "notices", "open_adapter", "open_adapters",
 ]  # fmt: skip
 
 #: Adapters count up to so many times, in either direction.
@@ -144,3 +146,38 @@ def open_adapters(texts: Sequence[str], folder: Path, model: str) -> list[tuple[
     """Read what `--adapter` names, in order; arguments and errors as of the functions above."""
     found = [find_adapter(text, folder) for text in texts]
     return [(open_adapter(path, model), scale) for path, scale in found]
+
+
+def is_synthetic(metadata: Mapping[str, Any], adapters: Sequence[tuple[Adapter, float]]) -> bool:
+    """Whether weights of this metadata, or an adapter on them, learnt from practice music."""
+    known = [metadata, *(adapter.metadata for adapter, _ in adapters)]
+    return any(bool(one.get("synthetic")) for one in known)
+
+
+def notices(adapters: Sequence[tuple[Adapter, float]], base: Path, model: str) -> list[str]:
+    """What every command that uses adapters has to say about them.
+
+    Args:
+        adapters: as of `open_adapters`.
+        base: the weights that they are put on.
+        model: of both.
+
+    Raises:
+        KmidiError: when the weights cannot be read.
+    """
+    if not adapters:
+        return []
+    found = []
+    digest = open_weights(base, RUN_CONFIGS[model]).digest
+    for adapter, _ in adapters:
+        if adapter.metadata.get("synthetic"):
+            found.append(
+                f"note: the adapter {adapter.path} was trained on synthetic practice music, not on "
+                "real music."
+            )
+        if adapter.base not in ("", digest):
+            found.append(
+                f"note: the adapter {adapter.path} was trained over other weights than those in "
+                f"{base}; with these it does something else."
+            )
+    return found

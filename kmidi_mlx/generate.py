@@ -14,7 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx import emotion as emotions
-from kmidi_mlx.adapter_file import Adapter, add_adapter_argument, open_adapters
+from kmidi_mlx.adapter_file import (
+    Adapter,
+    add_adapter_argument,
+    is_synthetic,
+    notices,
+    open_adapters,
+)
 from kmidi_mlx.checkpoint_model import Loaded
 from kmidi_mlx.command import CommandParser, make_room, run
 from kmidi_mlx.config import MidiGeneratorConfig, SamplingConfig
@@ -89,8 +95,9 @@ def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
     loaded = load_generator(args.checkpoint)
     adapters = open_adapters(args.adapters, loaded.path.parent, MidiGeneratorConfig.name)
     adapt(loaded.model, adapters)
-    if loaded.notice:
-        print(loaded.notice, file=sys.stderr)
+    said = [loaded.notice, *notices(adapters, loaded.path, MidiGeneratorConfig.name)]
+    for note in filter(None, said):
+        print(note, file=sys.stderr)
     sampling = _sampling(loaded.config.sampling, args)
     make_room("--out", args.out)
     if args.wav is not None:
@@ -134,7 +141,7 @@ def compose(args: argparse.Namespace, engine: Callable[[], Engine]) -> int:
         "chord": args.chord,
         "key": args.key,
         "sampling": dataclasses.asdict(sampling),
-        "synthetic": bool(loaded.metadata.get("synthetic")),
+        "synthetic": is_synthetic(loaded.metadata, adapters),
     }
     if not len(notes):
         print("note: the model wrote only silence; try another --seed", file=sys.stderr)

@@ -252,3 +252,40 @@ def test_a_resume_of_nothing_saved_says_that_it_begins_anew(
     (out / checkpoint.LAST).unlink()
     assert run(finetune.main, ["--out", str(out), "--resume"]) == 0
     assert f"nothing was saved in {out} yet: the run begins anew" in capsys.readouterr().err
+
+
+def test_an_adapter_on_other_weights_says_so(
+    base: Path, tunes: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    out = tuned(base, tunes)
+    arrays, metadata = checkpoint.load_arrays(base / checkpoint.BEST)
+    name = next(iter(arrays))
+    other = tmp_path / "other"
+    other.mkdir()
+    arrays[name] = arrays[name] + np.float32(1e-3)
+    checkpoint.save_arrays(other / checkpoint.BEST, arrays, metadata)
+    capsys.readouterr()
+    piece = ["--seconds", "1", "--out", str(tmp_path / "a.mid"), "--adapter", str(out)]
+    assert run(generate.main, ["--checkpoint", str(base), *piece]) == 0
+    assert "other weights" not in capsys.readouterr().err
+    assert run(generate.main, ["--checkpoint", str(other), *piece]) == 0
+    assert f"over other weights than those in {other / checkpoint.BEST}" in capsys.readouterr().err
+
+
+def test_what_learnt_from_practice_music_says_so(
+    base: Path, practice_data: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    """Also where the base did not."""
+    arrays, metadata = checkpoint.load_arrays(base / checkpoint.BEST)
+    checkpoint.save_arrays(base / checkpoint.BEST, arrays, metadata | {"synthetic": False})
+    tuned(base, practice_data, "--name", "practised")
+    capsys.readouterr()
+    piece = ["--checkpoint", str(base), "--seconds", "1", "--out", str(tmp_path / "a.mid")]
+    assert run(generate.main, [*piece, "--json"]) == 0
+    plain = capsys.readouterr()
+    assert not json.loads(plain.out)["synthetic"]
+    assert "practice" not in plain.err
+    assert run(generate.main, [*piece, "--json", "--adapter", "practised"]) == 0
+    adapted = capsys.readouterr()
+    assert json.loads(adapted.out)["synthetic"]
+    assert "practised/adapter.safetensors was trained on synthetic practice music" in adapted.err

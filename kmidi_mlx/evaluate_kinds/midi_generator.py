@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from kmidi_mlx.adapter_file import add_adapter_argument, open_adapters
+from kmidi_mlx.adapter_file import add_adapter_argument, is_synthetic, notices, open_adapters
 from kmidi_mlx.command import CommandParser
 from kmidi_mlx.config import MidiGeneratorConfig
 from kmidi_mlx.config_section import ConfigError
@@ -129,14 +129,15 @@ def _measure_model(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_generator(args.checkpoint)
     adapters = open_adapters(args.adapters, loaded.path.parent, MidiGeneratorConfig.name)
     adapt(loaded.model, adapters)
-    if loaded.notice:
-        print(loaded.notice, file=sys.stderr)
+    said = [loaded.notice, *notices(adapters, loaded.path, MidiGeneratorConfig.name)]
+    for note in filter(None, said):
+        print(note, file=sys.stderr)
     result: dict[str, Any] = {
         "model": args.model,
         "checkpoint": str(loaded.path),
         "adapters": [[adapter.name, scale] for adapter, scale in adapters],
         "step": loaded.metadata.get("step"),
-        "synthetic": bool(loaded.metadata.get("synthetic")),
+        "synthetic": is_synthetic(loaded.metadata, adapters),
         "data": str(args.data),
         "split": args.split,
         "likelihood": _likelihood(args, loaded, reader, pieces),

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kmidi_mlx.adapter_file import add_adapter_argument, open_adapters
+from kmidi_mlx.adapter_file import add_adapter_argument, is_synthetic, notices, open_adapters
 from kmidi_mlx.command import CommandParser
 from kmidi_mlx.config import SpectocloudConfig
 from kmidi_mlx.console import Progress
@@ -77,8 +77,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     loaded = load_spectocloud(args.checkpoint)
     adapters = open_adapters(args.adapters, loaded.path.parent, SpectocloudConfig.name)
     adapt(loaded.model, adapters)
-    if loaded.notice:
-        print(loaded.notice, file=sys.stderr)
+    said = [loaded.notice, *notices(adapters, loaded.path, SpectocloudConfig.name)]
+    for note in filter(None, said):
+        print(note, file=sys.stderr)
     with Progress(len(indices), "climb", "pairs") as progress:
         ladder = climb(
             loaded.model,
@@ -93,7 +94,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": str(loaded.path),
         "adapters": [[adapter.name, scale] for adapter, scale in adapters],
         "step": loaded.metadata.get("step"),
-        "synthetic": bool(loaded.metadata.get("synthetic")),
+        "synthetic": is_synthetic(loaded.metadata, adapters),
         "data": str(args.data),
         "split": args.split,
         "seed": args.seed,

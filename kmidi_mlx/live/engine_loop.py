@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kmidi_mlx.adapter_file import Adapter, open_adapters
+from kmidi_mlx.adapter_file import Adapter, notices, open_adapters
 from kmidi_mlx.checkpoint import BEST
-from kmidi_mlx.config import SpectocloudConfig
+from kmidi_mlx.config import MidiGeneratorConfig, SpectocloudConfig
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.generation.generator import EventGenerator, Step, compiled_step, warm_up
@@ -198,6 +198,8 @@ class EngineLoop(threading.Thread):
         styles.choose(config.models.adapters)
         self._style = styles.wanted
         self._adapted.use(self._style.adapters)
+        for note in notices(self._style.adapters, loaded.path, MidiGeneratorConfig.name):
+            self._session.notice("style", "warning", note)
         self.styles = styles
         self._step: Step = compiled_step(self._model)
         network = self._load_network(config.cloud.source)
