@@ -172,6 +172,7 @@ def report(
             "bytes": weights.stat().st_size if weights.exists() else 0,
             "fused": None if fused is None else str(fused),
             "memory": None if memory is None else asdict(memory),
+            "synthetic": outcome.synthetic,
         }
         print(json.dumps(result))
     else:

@@ -102,11 +102,18 @@ def card_of(parts: Sequence[Part], repository: str, licence: str | None) -> str:
         "",
         f"{_kind(first)} of kmidi: {_PURPOSES[model]}.",
     ]
-    if any(part.metadata.get("synthetic") for part in parts):
+    practised = [part for part in parts if part.metadata.get("synthetic")]
+    if practised:
+        who = ""
+        if len(practised) < len(parts):
+            names = [
+                f"adapter `{_plain(part.name)}`" if part.name else "model" for part in practised
+            ]
+            who = f" (the {' and the '.join(names)})"
         lines += [
             "",
-            "**Trained on synthetic practice music, not on real music**: it shows that everything "
-            "works, not what the model can do.",
+            f"**Trained on synthetic practice music, not on real music**{who}: it shows that "
+            "everything works, not what the model can do.",
         ]
     for part in parts:
         title = f"Adapter `{_plain(part.name)}`" if part.name else "Model"

@@ -23,6 +23,8 @@ from kmidi_mlx.workflow.steps import CLOUD, GENERATOR, Step
 __all__ = ["REPORT", "write_report"]
 
 REPORT = "report.md"
+# a correlation of fewer is chance
+_FEW_PIECES = 12
 _PICTURES = "pictures"
 _UNITS = {GENERATOR: "nats per event", CLOUD: "loss per cloud"}
 
@@ -75,7 +77,12 @@ def _table_of_steps(config: WorkflowConfig, steps: Sequence[Step], journal: Jour
             if entry.peak_gb > config.workflow.memory_gb:
                 peak += " (**too much**)"
             rows.append([step.name, "done", in_words(entry.seconds), peak])
-    return "## Steps\n\n" + _table(["step", "", "took", "memory at most"], rows)
+    seconds = sum(journal[step.name].seconds for step in steps if journal[step.name].done)
+    return (
+        "## Steps\n\n"
+        + _table(["step", "", "took", "memory at most"], rows)
+        + f"\n\n{in_words(seconds)} in all."
+    )
 
 
 def _section(step: Step, results: Results, out: Path) -> str:
@@ -137,6 +144,12 @@ def _music(result: dict[str, Any]) -> str:
         for name, score in scores.items()
     ]
     text = _table(["", "nats per event", "nats per note", "mass on what the rules forbid"], rows)
+    text += (
+        "\n\nNats tell how much the real next event surprises a model: lower is better, and 0.69 "
+        "fewer make it twice as likely. Mass on what the rules forbid is probability that the rules "
+        "of generating take away. Counted on up to as many held-out events as the command says; "
+        "during training it is fewer of them, so the two differ a little."
+    )
     for control in result.get("control", []):
         hits, chance = control["quadrant_hits"], control["quadrant_chance"]
         text += (
@@ -146,6 +159,8 @@ def _music(result: dict[str, Any]) -> str:
             f"and {_number(control['arousal_correlation'])} (arousal), the right quadrant in "
             f"{100 * hits:.0f} % (chance {100 * chance:.0f} %)."
         )
+        if control["pieces"] < _FEW_PIECES:
+            text += " So few pieces prove nothing about either."
     groups = result.get("measures") or {}
     names = list(next(iter(groups.values()))["measures"]) if groups else []
     if names:
@@ -173,13 +188,19 @@ def _clouds(result: dict[str, Any]) -> str:
         for name, rung in result["rungs"].items()
     ]
     head = ["", "Chamfer distance", "colour error", "movement kept", "ms a cloud"]
-    return _table(head, rows) + f"\n\n{2 * result['pairs']} clouds of {result['songs']} songs."
+    return _table(head, rows) + (
+        f"\n\n{2 * result['pairs']} clouds of {result['songs']} songs, all points of each (training "
+        "draws some of them, so its figures are larger). Chamfer distance: mean squared way from each "
+        "point to the nearest of the teacher's, and back; lower is better. Movement kept: 1 is as "
+        "lively as the teacher."
+    )
 
 
 def _tuned(result: dict[str, Any], out: Path) -> str:
     memory = result["memory"]
+    whose = "practice pieces" if result["synthetic"] else "your music"
     rows = [
-        ["your music, held out", *(f"{memory[when]['own']:.4f}" for when in ("before", "after"))],
+        [f"{whose}, held out", *(f"{memory[when]['own']:.4f}" for when in ("before", "after"))],
     ]
     if memory["before"]["original"] is not None:
         kept = (f"{memory[when]['original']:.4f}" for when in ("before", "after"))
@@ -198,7 +219,10 @@ def _pieces(step: Step, results: Results, out: Path) -> str:
         if not isinstance(result, dict) or "notes" not in result:
             continue
         piece = Path(result["out"])
-        style = " in your style" if result["adapters"] else ""
+        style = ""
+        if result["adapters"]:
+            learnt = "of the practice pieces" if result["synthetic"] else "of your music"
+            style = f" in the style {learnt}"
         text = f"[{piece.stem}]({_within(piece, out)}){style}: {result['notes']} notes"
         picture = piece.with_suffix(".png")
         if picture in step.outputs:
