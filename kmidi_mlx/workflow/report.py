@@ -146,8 +146,8 @@ def _music(result: dict[str, Any]) -> str:
     text = _table(["", "nats per event", "nats per note", "mass on what the rules forbid"], rows)
     text += (
         "\n\nNats tell how much the real next event surprises a model: lower is better, and 0.69 "
-        "fewer make it twice as likely. Mass on what the rules forbid is probability that the rules "
-        "of generating take away. Counted on up to as many held-out events as the command says; "
+        "fewer make it twice as likely. Mass on what the rules forbid is probability that the "
+        "rules of generating take away. Counted on up to as many held-out events as the command says; "
         "during training it is fewer of them, so the two differ a little."
     )
     for control in result.get("control", []):
@@ -189,10 +189,10 @@ def _clouds(result: dict[str, Any]) -> str:
     ]
     head = ["", "Chamfer distance", "colour error", "movement kept", "ms a cloud"]
     return _table(head, rows) + (
-        f"\n\n{2 * result['pairs']} clouds of {result['songs']} songs, all points of each (training "
-        "draws some of them, so its figures are larger). Chamfer distance: mean squared way from each "
-        "point to the nearest of the teacher's, and back; lower is better. Movement kept: 1 is as "
-        "lively as the teacher."
+        f"\n\n{2 * result['pairs']} clouds of {result['songs']} songs, all points of each "
+        "(training draws some of them, so its figures are larger). Chamfer distance: mean squared "
+        "way from each point to the nearest of the teacher's, and back; lower is better. Movement "
+        "kept: 1 is as lively as the teacher."
     )
 
 
