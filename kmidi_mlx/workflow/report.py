@@ -147,8 +147,8 @@ def _music(result: dict[str, Any]) -> str:
     text += (
         "\n\nNats tell how much the real next event surprises a model: lower is better, and 0.69 "
         "fewer make it twice as likely. Mass on what the rules forbid is probability that the "
-        "rules of generating take away. Counted on up to as many held-out events as the command says; "
-        "during training it is fewer of them, so the two differ a little."
+        "rules of generating take away. Counted on the held-out events that the command "
+        "says; during training on fewer, so that the two differ a little."
     )
     for control in result.get("control", []):
         hits, chance = control["quadrant_hits"], control["quadrant_chance"]
