@@ -62,7 +62,11 @@ def _cpu_name() -> str:
 def _commit() -> str:
     """Short commit id, with "+" when the files differ from it; empty outside a repository."""
     commit = _output("git", "rev-parse", "--short", "HEAD")
-    return commit + "+" if commit and _output("git", "status", "--porcelain") else commit
+    return (
+        commit + "+"
+        if commit and _output("git", "--no-optional-locks", "status", "--porcelain")
+        else commit
+    )
 
 
 def _output(*command: str) -> str:

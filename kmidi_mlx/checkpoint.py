@@ -230,14 +230,16 @@ def git_commit() -> str:
     if not (source / ".git").exists():
         return version
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=source,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        commit = _git(source, "describe", "--always", "--abbrev=12")
+        # `describe --dirty` locks the index, and leaves the lock when it is killed
+        changed = _git(source, "--no-optional-locks", "status", "--porcelain", "-uno")
     except (OSError, subprocess.SubprocessError):
         return version
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    )
     return done.stdout.strip()

@@ -402,6 +402,18 @@ def test_the_commit_is_that_of_the_source_tree(
     assert len(commit) == 12
     assert int(commit, 16) >= 0
 
+    tracked = tmp_path / "tracked"
+    tracked.write_text("a")
+    git("add", "tracked")
+    git("commit", "-q", "-m", "second")
+    os.utime(tracked, (1, 1))
+    index = (tmp_path / ".git" / "index").stat().st_mtime_ns
+    assert len(checkpoint.git_commit()) == 12
+    tracked.write_text("b")
+    assert checkpoint.git_commit().endswith("-dirty")
+    # who is killed while git writes its index leaves a lock in the person's repository
+    assert (tmp_path / ".git" / "index").stat().st_mtime_ns == index
+
     # installed below the project of somebody else, whose commits say nothing about kmidi
     installed = tmp_path / "venv" / "kmidi_mlx"
     installed.mkdir(parents=True)
