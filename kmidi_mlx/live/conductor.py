@@ -77,6 +77,7 @@ class Conductor:
         on_underrun: called when music was due and none was written.
         on_token: called with the seconds that each token took.
         on_style: called when the model is to play in another style from now on.
+        style: version of the style that the model plays in already.
 
     Attributes:
         playing: `playing`, `paused` or `stopped`, as carried out.
@@ -97,6 +98,7 @@ class Conductor:
         on_underrun: Callable[[], None] = lambda: None,
         on_token: Callable[[float], None] = lambda seconds: None,
         on_style: Callable[[], None] = lambda: None,
+        style: int = 0,
     ) -> None:
         self.playing = "stopped"
         self.replan_seconds = 0.05
@@ -111,7 +113,7 @@ class Conductor:
         self._on_underrun = on_underrun
         self._on_token = on_token
         self._on_style = on_style
-        self._style = 0
+        self._style = style
         # what has to be ahead before the context can be read again, and since when that is waited
         # for; 0: it is not
         self._needed_steps = 0.0
@@ -385,8 +387,8 @@ class Conductor:
 
     def _wear(self, style: int) -> None:
         if style != self._style:
-            self._style = style
             self._on_style()
+            self._style = style
 
     def _events_to_read(self, direction: Direction, most: int = _LEAST_REMEMBERED) -> int:
         """Events that the model has to read again for a direction.

@@ -239,6 +239,7 @@ class EngineLoop(threading.Thread):
             on_underrun=self._stats.underrun,
             on_token=self._count_token,
             on_style=self._wear_style,
+            style=self._style.version,
         )
         self.conductor.hands = self.hands
         self.conductor.reading_seconds = {False: plain.read, True: guided.read}
