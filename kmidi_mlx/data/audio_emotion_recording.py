@@ -21,9 +21,15 @@ from kmidi_mlx.atomic import atomic_write
 from kmidi_mlx.audio.sampler import render
 from kmidi_mlx.data.sources import Source
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.augment import scale_velocity, slice_notes, time_stretch, transpose
+from kmidi_mlx.music.augment import (
+    exchange_mode,
+    scale_velocity,
+    slice_notes,
+    time_stretch,
+    transpose,
+)
 from kmidi_mlx.music.midi_file import read_midi
-from kmidi_mlx.music.mood import cell_statistics, mood_features, window_sums
+from kmidi_mlx.music.mood import cell_statistics, likely_key, mood, mood_features, window_sums
 from kmidi_mlx.music.notes import Notes
 
 __all__ = [
@@ -56,6 +62,9 @@ _TAIL_SECONDS = 1.0
 _CUE_WINDOW_SECONDS, _CUE_HOP_SECONDS = 8.0, 1.0
 _MOST_SEMITONES = 5
 _STRETCH, _VELOCITY_SCALE = 0.05, 0.15
+# How far a variant may go whose emotion is estimated from its own notes.
+_WIDE_SEMITONES = 12
+_WIDE_STRETCH, _WIDE_VELOCITY = (0.6, 1.7), (0.5, 1.3)
 _FULL_SCALE_16_BIT = 32_767.0
 # Keys of a MIDI manifest that speak of times or sizes of the file that was rendered.
 _KEYS_OF_THE_FILE = ("chords", "beats", "key_segments", "n_notes", "n_tokens", "duration_s")
@@ -66,11 +75,19 @@ _KEYS_OF_THE_PITCH = ("key",)
 
 @dataclass(frozen=True)
 class Change:
-    """How a recording differs from the music as written: pitch, and factors of time and force."""
+    """How a recording differs from the music as written.
+
+    Attributes:
+        semitones: that it is moved by.
+        stretch: factor of time.
+        velocity: factor of force.
+        parallel: whether it is in the parallel key, minor for major and major for minor.
+    """
 
     semitones: int = 0
     stretch: float = 1.0
     velocity: float = 1.0
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,8 @@ class Job:
     seconds: float
     sample_rate: int
     change: Change
+    # whether its emotion is what the mood model makes of the notes
+    from_notes: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,17 +134,25 @@ def file_digest(path: Path) -> str | None:
         return None
 
 
-def draw_change(digest: str, seed: int, variant: int) -> Change:
+def draw_change(digest: str, seed: int, variant: int, wide: bool = False) -> Change:
     """Return how a variant of a file differs; variant 0 is the music as written.
 
     Args:
         digest: of the file (`file_digest`).
         seed: of the draw.
         variant: from 0.
+        wide: change also what feelings follow.
     """
     if not variant:
         return Change()
     rng = np.random.default_rng((seed, variant, int(digest, 16)))
+    if wide:
+        return Change(
+            int(rng.integers(-_WIDE_SEMITONES, _WIDE_SEMITONES + 1)),
+            round(float(np.exp(rng.uniform(*np.log(_WIDE_STRETCH)))), 4),
+            round(float(rng.uniform(*_WIDE_VELOCITY)), 4),
+            bool(rng.integers(2)),
+        )
     # never 0: that would be the music as written
     semitones = int(rng.choice([n for n in range(-_MOST_SEMITONES, _MOST_SEMITONES + 1) if n]))
     stretch, velocity = rng.uniform(-1.0, 1.0, 2).tolist()
@@ -145,6 +172,8 @@ def recording_name(
         "seconds": seconds,
         **asdict(change),
     }
+    if not change.parallel:
+        del recipe["parallel"]
     key = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=6).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9]+", "-", Path(source.path).stem).strip("-")[:60]
     return f"{stem or 'piece'}-{key}.flac"
@@ -170,7 +199,10 @@ def _played(job: Job) -> tuple[Notes, float]:
     if change != Change():
         notes = scale_velocity(transpose(notes, change.semitones), change.velocity)
         notes = time_stretch(notes, change.stretch)
-    return _middle(notes, job.seconds)
+    notes, length = _middle(notes, job.seconds)
+    if change.parallel:
+        notes = exchange_mode(notes, *likely_key(notes))
+    return notes, length
 
 
 def _cues(job: Job) -> list[list[float]]:
@@ -220,7 +252,11 @@ def describe_recording(out: Path, source: Source, job: Job, licence: str | None)
     values["song"] = source.song
     if licence is not None:
         values.setdefault("licence", licence)
-    if not is_labelled(source):
+    if job.from_notes:
+        valence, arousal = mood(_played(job)[0])
+        values |= {"valence": round(valence, 4), "arousal": round(arousal, 4), "emotion_by": "mood"}
+        values["label"] = quadrant_label(valence, arousal)
+    elif not is_labelled(source):
         # one number alone is not used
         for key in _KEYS_OF_THE_EMOTION:
             values.pop(key, None)

@@ -89,6 +89,7 @@ def render_audio_emotion(
     seconds: float = 60.0,
     variants: int = 0,
     with_unlabelled: bool = False,
+    label_from_notes: bool = False,
     workers: int | None = None,
     seed: int = 0,
     share: Share | None = None,
@@ -104,7 +105,8 @@ def render_audio_emotion(
     `kmidi_mlx.music.mood.MOOD_FEATURES` of the notes that are played, in windows of 8 s, which
     teach the network what to listen to. Music without numbers and label teaches cues alone: it is
     always on the train side, and where its song is also a labelled one of another side, it is
-    rejected.
+    rejected. With `label_from_notes` it has the numbers of the mood model instead
+    (`kmidi_mlx.music.mood.mood`, scale "steering"), and `emotion_by` says so.
 
     Args:
         sources: MIDI manifests, and folders or MIDI files, which have no labels.
@@ -116,8 +118,10 @@ def render_audio_emotion(
         sample_rate: samples a second of the recordings, 8,000-192,000.
         seconds: the middle of a piece of this length is rendered, > 0; shorter ones whole.
         variants: changed copies of every labelled piece: moved by up to 5 semitones, 5 % faster or
-            slower, 15 % louder or softer.
+            slower, 15 % louder or softer. Those labelled from their notes change more, and every
+            second goes to the parallel key, as the label follows.
         with_unlabelled: render music without labels as well; else it is rejected.
+        label_from_notes: estimate the emotion of music without labels from the notes played.
         workers: processes; None for the number of cores.
         seed: of the changes.
         share: render only this share of the files, for `merge_audio_emotion`.
@@ -132,6 +136,11 @@ def render_audio_emotion(
             at all can be used.
     """
     _check(sample_rate, seconds, variants, workers, seed)
+    if with_unlabelled and label_from_notes:
+        raise KmidiError(
+            "--with-unlabelled keeps music without labels so, --label-from-notes labels it; "
+            "give one of the two."
+        )
     if not sources and not synthetic:
         raise KmidiError("nothing to prepare: name MIDI manifests, or --synthetic N.")
     out = Path(os.path.abspath(out))  # noqa: PTH100 (keeps links)
@@ -176,17 +185,27 @@ def render_audio_emotion(
         wanted: list[Job] = []
         for number in numbers:
             source = listed[number]
-            problem = _unusable(source, with_unlabelled, held_out)
+            estimated = label_from_notes and not is_labelled(source)
+            problem = None if estimated else _unusable(source, with_unlabelled, held_out)
             digest = None if problem else file_digest(Path(source.path))
             if digest is None:
                 problems[number] = problem or "cannot be read"
                 continue
-            for variant in range(variants + 1 if is_labelled(source) else 1):
-                change = draw_change(digest, seed, variant)
+            for variant in range(variants + 1 if estimated or is_labelled(source) else 1):
+                change = draw_change(digest, seed, variant, wide=estimated)
                 name = recording_name(source, digest, sample_rate, seconds, change)
                 target = str(folder / _AUDIO / name)
                 wanted.append(
-                    Job(number, variant, source.path, target, seconds, sample_rate, change)
+                    Job(
+                        number,
+                        variant,
+                        source.path,
+                        target,
+                        seconds,
+                        sample_rate,
+                        change,
+                        estimated,
+                    )
                 )
         missing = {job.target: job for job in wanted if not Path(job.target).exists()}
         on_start("render", len(missing))
@@ -228,6 +247,7 @@ def render_audio_emotion(
                 flags = {"--seed": seed, "--val-share": val_share, "--licence": licence}
                 flags |= {"--sample-rate": sample_rate, "--seconds": seconds}
                 flags |= {"--variants": variants, "--with-unlabelled": with_unlabelled}
+                flags |= {"--label-from-notes": label_from_notes}
                 results: dict[int, dict[str, Any]] = {number: {"rows": []} for number in numbers}
                 for job, line in zip(kept, lines, strict=True):
                     results[job.source]["rows"].append(line)

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.notes import MAX_DURATION_SECONDS, Notes
 
-__all__ = ["scale_velocity", "slice_notes", "time_stretch", "transpose"]
+__all__ = ["exchange_mode", "scale_velocity", "slice_notes", "time_stretch", "transpose"]
 
 _OCTAVE = 12
 _HIGHEST_PITCH = 127
 _STRETCH_LIMIT = 100.0
+# Third, sixth and seventh degree, in semitones above the tonic: major and natural minor.
+_MAJOR_DEGREES, _MINOR_DEGREES = (4, 9, 11), (3, 8, 10)
 
 
 def transpose(notes: Notes, semitones: int) -> Notes:
@@ -88,6 +90,30 @@ def scale_velocity(notes: Notes, factor: float) -> Notes:
         raise KmidiError(f"cannot scale velocity by {factor}; the factor has to be 0 or more.")
     velocity = np.clip(np.floor(notes.velocity * float(factor) + 0.5), 1, 127).astype(np.uint8)
     return Notes(notes.pitch, velocity, notes.onset_seconds, notes.offset_seconds)
+
+
+def exchange_mode(notes: Notes, tonic: int, minor: bool) -> Notes:
+    """Move a piece to the parallel key: major to natural minor, or back.
+
+    The third, sixth and seventh degree move by a semitone; what is not of the scale stays.
+
+    Args:
+        notes: n notes.
+        tonic: pitch class of the key, 0 (C) to 11.
+        minor: whether the piece is in minor, and so is to be in major.
+
+    Raises:
+        KmidiError: if `tonic` is out of range.
+    """
+    if not 0 <= tonic < _OCTAVE:
+        raise KmidiError(f"the tonic {tonic} is no pitch class; it has to be from 0 to 11.")
+    degree = (notes.pitch.astype(np.int64) - tonic) % _OCTAVE
+    moves = np.isin(degree, _MINOR_DEGREES if minor else _MAJOR_DEGREES)
+    # no pitch leaves 0-127: at the borders the note stays
+    pitch = np.clip(notes.pitch + moves * (1 if minor else -1), 0, _HIGHEST_PITCH)
+    return _in_order(
+        pitch.astype(np.uint8), notes.velocity, notes.onset_seconds, notes.offset_seconds
+    )
 
 
 def slice_notes(notes: Notes, start_seconds: float, end_seconds: float) -> Notes:

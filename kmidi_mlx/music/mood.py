@@ -45,6 +45,7 @@ __all__ = [
     "cell_statistics",
     "estimate",
     "key_correlations",
+    "likely_key",
     "load_model",
     "mood",
     "mood_curve",
@@ -259,19 +260,33 @@ def key_correlations(histogram: _Floats) -> _Floats:
     return result
 
 
+def likely_key(notes: Notes) -> tuple[int, bool]:
+    """Return the tonic's pitch class, 0 (C) to 11, and whether the key is minor; C major for none.
+
+    The key is the one that fits best to the pitch classes and the bass of all notes together.
+    """
+    key_fit = _tonality(cell_statistics(notes).sum(axis=0, keepdims=True))[1]
+    key = int(key_fit[0].argmax())
+    return key % 12, key >= 12
+
+
+def _tonality(statistics: _Floats) -> tuple[_Floats, _Floats]:
+    """Return pitch-class histograms (n, 12) that add up to 1, and how every key fits (n, 24)."""
+    histogram = statistics[:, _FIRST_CLASS : _FIRST_CLASS + 12]
+    histogram = histogram / (histogram.sum(axis=1, keepdims=True) + _TINY)
+    bass = statistics[:, _FIRST_CLASS + 12 :] / (statistics[:, 2:3] + _TINY)
+    return histogram, key_correlations(histogram + _BASS_WEIGHT * bass)
+
+
 def mood_features(statistics: _Floats) -> _Floats:
     """Turn sums of statistics (n, 33) into features (n, 13), columns as in `MOOD_FEATURES`."""
     seconds, notes, onsets = (statistics[:, k] + _TINY for k in range(3))
     means = statistics[:, 4:_FIRST_CLASS] / notes[:, None]
-    histogram = statistics[:, _FIRST_CLASS : _FIRST_CLASS + 12]
-    histogram = histogram / (histogram.sum(axis=1, keepdims=True) + _TINY)
-    bass = statistics[:, _FIRST_CLASS + 12 :] / onsets[:, None]
-
-    key_fit = key_correlations(histogram + _BASS_WEIGHT * bass)
+    histogram, key_fit = _tonality(statistics)
     # A soft choice of key, so that the features move smoothly where two keys are about as likely.
     keys = np.exp(KEY_SHARPNESS * (key_fit - 1.0))
     keys /= keys.sum(axis=1, keepdims=True)
-    degrees = (histogram @ DEGREE_WEIGHTS).reshape(len(histogram), -1, 24)
+    degrees = (histogram @ DEGREE_WEIGHTS).reshape(len(histogram), 5, 24)
 
     out = np.empty((len(statistics), len(MOOD_FEATURES)))
     out[:, 0] = np.log(onsets / seconds + 0.1)

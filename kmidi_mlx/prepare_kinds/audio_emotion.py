@@ -48,6 +48,13 @@ def add_parser(kinds: Any) -> None:
         help="render music without labels too; it teaches what to listen to, and nothing is "
         "measured on it",
     )
+    parser.add_argument(
+        "--label-from-notes",
+        action="store_true",
+        help="music without labels gets the emotion that the mood model estimates from the notes "
+        "played; its variants go up to an octave, much faster, slower, louder, softer and to the "
+        "parallel key",
+    )
 
 
 def _prepare(arguments: Any) -> int:
@@ -63,6 +70,7 @@ def _prepare(arguments: Any) -> int:
             seconds=arguments.seconds,
             variants=arguments.variants,
             with_unlabelled=arguments.with_unlabelled,
+            label_from_notes=arguments.label_from_notes,
             workers=arguments.workers,
             seed=arguments.seed,
             share=arguments.shard,

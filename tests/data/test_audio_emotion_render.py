@@ -11,13 +11,14 @@ import pytest
 import soundfile
 
 from kmidi_mlx.data.audio_emotion import read_recordings
-from kmidi_mlx.data.audio_emotion_recording import quadrant_label
+from kmidi_mlx.data.audio_emotion_recording import draw_change, quadrant_label
 from kmidi_mlx.data.audio_emotion_render import render_audio_emotion
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.midi_file import write_midi
 from kmidi_mlx.music.mood import (
     MOOD_FEATURES,
     cell_statistics,
+    mood,
     mood_features,
     window_sums,
 )
@@ -242,3 +243,31 @@ def test_options_out_of_range_are_named(tmp_path: Path, option: str, value: floa
 )
 def test_the_label_is_that_of_the_quadrant(point: tuple[float, float], label: str) -> None:
     assert quadrant_label(*point) == label
+
+
+def test_the_notes_tell_the_emotion_of_music_without_labels(source: Path, tmp_path: Path) -> None:
+    """What is labelled keeps its label; the numbers are the mood model's of what is played."""
+    render_audio_emotion([source], tmp_path / "out", variants=4, label_from_notes=True, workers=1)
+    lines = lines_of(tmp_path / "out" / "manifest.jsonl")
+    estimated = [line for line in lines if line.get("emotion_by") == "mood"]
+    assert {Path(line["midi"]).name for line in estimated} == {"piece 3.mid"}
+    assert [line["variant"] for line in estimated] == [0, 1, 2, 3, 4]
+    assert {line["label"] for line in lines if line["midi"].endswith("piece 1.mid")} == {"tender"}
+    valence, arousal = mood(piece(3))
+    assert (estimated[0]["valence"], estimated[0]["arousal"]) == pytest.approx(
+        (valence, arousal), abs=2e-3
+    )
+    assert len({(line["valence"], line["arousal"]) for line in estimated}) == 5
+    for line in estimated:
+        assert line["label"] == quadrant_label(line["valence"], line["arousal"])
+    changes = [draw_change("12ab", 0, variant, wide=True) for variant in range(1, 60)]
+    assert {change.parallel for change in changes} == {False, True}
+    assert max(change.stretch for change in changes) > 1.4
+    assert min(change.stretch for change in changes) < 0.75
+
+
+def test_music_is_labelled_from_its_notes_or_not_at_all(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(KmidiError, match="give one of the two"):
+        render_audio_emotion(
+            [source], tmp_path / "out", label_from_notes=True, with_unlabelled=True
+        )

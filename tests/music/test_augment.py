@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.augment import scale_velocity, slice_notes, time_stretch, transpose
+from kmidi_mlx.music.augment import (
+    exchange_mode,
+    scale_velocity,
+    slice_notes,
+    time_stretch,
+    transpose,
+)
 from kmidi_mlx.music.events import decode, encode, first_violation
 from kmidi_mlx.music.notes import Notes
 
@@ -138,6 +144,33 @@ def test_a_slice_cuts_at_both_borders_and_starts_at_zero() -> None:
     assert slice_notes(notes, 0, 9).equals(notes)
     assert len(slice_notes(notes, 1.0, 1.0)) == 0
     assert len(slice_notes(Notes.empty(), 0, 1)) == 0
+
+
+@QUICK
+@given(pieces, st.integers(0, 11), st.booleans())
+def test_the_parallel_key_moves_three_degrees_by_a_semitone(
+    notes: Notes, tonic: int, minor: bool
+) -> None:
+    """Compared note by note with the words of a book of harmony."""
+    scale = {3: 4, 8: 9, 10: 11} if minor else {4: 3, 9: 8, 11: 10}
+    moved = exchange_mode(notes, tonic, minor)
+    assert is_sound(moved)
+    expected = []
+    for pitch in notes.pitch.tolist():
+        degree = (pitch - tonic) % 12
+        changed = pitch + scale.get(degree, degree) - degree
+        expected.append(changed if 0 <= changed <= 127 else pitch)
+    assert sorted(moved.pitch.tolist()) == sorted(expected)
+
+
+def test_a_major_scale_becomes_minor_and_comes_back() -> None:
+    pitch = [62, 64, 66, 67, 69, 71, 73, 74]
+    notes = Notes.build(pitch, [60] * 8, np.arange(8.0), np.arange(8.0) + 1)
+    minor = exchange_mode(notes, 2, minor=False)
+    assert minor.pitch.tolist() == [62, 64, 65, 67, 69, 70, 72, 74]
+    assert exchange_mode(minor, 2, minor=True).equals(notes)
+    with pytest.raises(KmidiError, match="no pitch class"):
+        exchange_mode(notes, 12, minor=False)
 
 
 @QUICK

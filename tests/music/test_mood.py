@@ -201,9 +201,21 @@ def test_key_correlations_find_the_key() -> None:
     np.testing.assert_allclose(md.key_correlations(np.ones((1, 12))), 0.0, atol=1e-6)
 
 
+def test_a_piece_is_found_to_be_in_its_key() -> None:
+    for semitones in range(-3, 9):
+        major = [60, 64, 67, 65, 69, 72, 67, 71, 74, 60, 64, 67]
+        minor = [57, 60, 64, 62, 65, 69, 64, 68, 71, 57, 60, 64]
+        for pitch, is_minor in ((major, False), (minor, True)):
+            onset = np.repeat(np.arange(4.0), 3)
+            notes = Notes.build([p + semitones for p in pitch], [70] * 12, onset, onset + 1)
+            assert md.likely_key(notes) == ((pitch[0] + semitones) % 12, is_minor)
+    assert md.likely_key(Notes.empty()) == (0, False)
+
+
 def test_silence_is_neutral() -> None:
     assert md.mood(Notes.empty()) == (0.0, 0.0)
     assert md.mood_curve(Notes.empty()).shape == (0, 2)
+    assert md.estimate(np.zeros((0, len(md.STATISTICS)))).shape == (0, 2)
     gap = Notes.build([60, 60], [64, 64], [0.0, 60.0], [1.0, 61.0])
     assert not md.mood_curve(gap)[5].any()
     assert md.mood_curve(gap)[0].any()
