@@ -15,6 +15,7 @@ from kmidi_mlx.config import EmotionRecognizerConfig, RunConfig
 from kmidi_mlx.config_file import config_from_dict
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.quantization import Packing, check_description, dequantized, packings
+from kmidi_mlx.shipped import in_force
 from kmidi_mlx.torch_file import Arrays
 
 __all__ = [
@@ -22,7 +23,7 @@ __all__ = [
     "open_weights", "widened",
 ]  # fmt: skip
 
-#: Where a person without a checkpoint finds a generator.
+#: What else a person without a checkpoint can do.
 GENERATOR_HINT = " (`kmidi hello` leaves a small one in out/hello/model)"
 
 Model = TypeVar("Model")
@@ -156,13 +157,14 @@ def open_weights(path: Path, kind: type[Config], hint: str = "") -> Weights[Conf
 
     Args:
         path: a checkpoint folder (its `best.safetensors`, or else its `best.pt`) or a file made by
-            kmidi.
+            kmidi; `kmidi_mlx.shipped.in_force` says what `checkpoints/MODEL` stands for.
         kind: configuration of the model that is wanted.
         hint: added to the complaint that there is no checkpoint.
 
     Raises:
         KmidiError: when there is no checkpoint, or it is damaged, newer or of another model.
     """
+    path = in_force(path)
     file = path / checkpoint.BEST if path.is_dir() else path
     if path.is_dir() and not file.exists() and (path / checkpoint.BEST_TORCH).exists():
         file = path / checkpoint.BEST_TORCH

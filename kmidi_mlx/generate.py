@@ -32,8 +32,9 @@ from kmidi_mlx.music.chords import parse_chord, parse_key
 from kmidi_mlx.music.events import decode, encode
 from kmidi_mlx.music.midi_file import read_midi, write_midi
 from kmidi_mlx.music.notes import Notes
+from kmidi_mlx.shipped import usual_checkpoint
 
-DEFAULT_CHECKPOINT = Path("checkpoints/midi_generator")
+DEFAULT_CHECKPOINT = usual_checkpoint(MidiGeneratorConfig.name)
 LONGEST_SECONDS = 3600.0
 
 
@@ -198,7 +199,7 @@ def command_parser(prog: str) -> CommandParser:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="DIR",
-        help=f"trained model (default: {DEFAULT_CHECKPOINT})",
+        help=f"trained model (default: {DEFAULT_CHECKPOINT}, or else that of the package)",
     )
     add_adapter_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -21,12 +21,14 @@ CLOUD_SOURCES = ("auto", "network", "engine", "off")
 class LiveModelsConfig(Section):
     """Which weights play and draw (section `models`)."""
 
-    generator: str = option("checkpoints/midi_generator", "checkpoint that writes the music")
+    generator: str = option(
+        "checkpoints/midi_generator", "checkpoint that writes the music, or else that of kmidi"
+    )
     spectocloud: str = option(
-        "checkpoints/spectocloud", "checkpoint that draws the cloud, if it is there"
+        "checkpoints/spectocloud", "checkpoint that draws the cloud, or else that of kmidi"
     )
     recognizer: str = option(
-        "checkpoints/emotion_recognizer", "checkpoint that hears emotion, if it is there"
+        "checkpoints/emotion_recognizer", "checkpoint that hears emotion, or else that of kmidi"
     )
     adapters: tuple[str, ...] = option(
         (), "adapters of the generator to begin with, NAME or NAME:SCALE; they add up"

@@ -22,6 +22,7 @@ from kmidi_mlx.data.sources import MIDI_SUFFIXES
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.shipped import usual_checkpoint
 from kmidi_mlx.spectocloud import (
     DEFAULT_POINTS,
     FRAMES_PER_SECOND,
@@ -174,7 +175,7 @@ def _check(args: argparse.Namespace, emotion: Emotion | None) -> None:
     if not 1 <= args.points <= LEVELS_OF_DETAIL[-1]:
         raise KmidiError(f"--points {args.points}: give 1 to {LEVELS_OF_DETAIL[-1]}.")
     if args.compare and args.checkpoint is None:
-        raise KmidiError("--compare needs --checkpoint DIR, the network to show beside the engine.")
+        args.checkpoint = usual_checkpoint("spectocloud")
     args.size = _size(args.size) if args.size else SIZE if still else FILM_SIZE
     args.rate = FILM_RATE if args.rate is None else args.rate
     frames_per_picture(args.rate)

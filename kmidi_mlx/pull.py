@@ -12,6 +12,7 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.hub import Pulled, check_repository, pull
 from kmidi_mlx.model_card import licence_on, usage_of
 from kmidi_mlx.sharing import CARD, Part
+from kmidi_mlx.shipped import USUAL_FOLDER
 from kmidi_mlx.strict_yaml import shown
 
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     args = parser.parse_args(argv)
     repository = check_repository(args.repository)
-    out = args.out or Path("checkpoints") / repository.partition("/")[2]
+    out = args.out or USUAL_FOLDER / repository.partition("/")[2]
     pulled = pull(repository, out, args.revision, args.force, _check_network)
     card = out / CARD
     licence = licence_on(card.read_text("utf-8", "replace")) if card.exists() else None

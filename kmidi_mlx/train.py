@@ -35,6 +35,7 @@ from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.processes import SaidByLeaderError
 from kmidi_mlx.runs.trackers import add_tracker_arguments, check_trackers
 from kmidi_mlx.runs.trainer import Outcome
+from kmidi_mlx.shipped import usual_checkpoint
 
 REASONS = {
     "finished": "finished",
@@ -126,7 +127,7 @@ def plan_run(args: argparse.Namespace, is_ours: Callable[[Path], bool] = lambda 
         KmidiError: for settings that cannot be, nothing to resume, a folder that is in use, or a
             tracker that is not installed.
     """
-    out = args.out or Path("checkpoints") / args.model
+    out = args.out or usual_checkpoint(args.model)
     files, overrides = list(args.config_files), list(args.overrides)
     overrides += recording_overrides(args)
     if args.data is not None:

@@ -295,7 +295,6 @@ def test_films_by_the_network(tmp_path: Path, piece: Path, network: Path) -> Non
         ("out.png", ["--points", "3001"], "1 to 3000"),
         ("out.png", ["--size", "640"], "--size 640"),
         ("out.png", ["--size", "640x8"], "16 to 8192"),
-        ("out.png", ["--compare"], "--checkpoint"),
         ("out.png", ["--emotion", "hapy"], "did you mean happy"),
         ("out.png", ["--emotion", "sad", "--valence", "1"], "not both"),
         ("out.png", ["--arousal", "1"], "go together"),

@@ -17,8 +17,9 @@ from kmidi_mlx.console import Progress
 from kmidi_mlx.data.audio_emotion import Recordings, read_recordings
 from kmidi_mlx.data.manifest import SPLITS
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.shipped import usual_checkpoint
 
-DEFAULT_CHECKPOINT = Path("checkpoints/emotion_recognizer")
+DEFAULT_CHECKPOINT = usual_checkpoint("emotion_recognizer")
 ALL = "all"
 DESCRIPTION = (
     "Measure how well a recogniser finds the emotion of held-out recordings (the mean over the "
@@ -34,7 +35,7 @@ def add_arguments(parser: CommandParser) -> None:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="DIR",
-        help=f"trained recogniser (default: {DEFAULT_CHECKPOINT})",
+        help=f"trained recogniser (default: {DEFAULT_CHECKPOINT}, or else that of the package)",
     )
     parser.add_argument(
         "--audio-manifest",

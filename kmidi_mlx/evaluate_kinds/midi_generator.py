@@ -42,7 +42,7 @@ def add_arguments(parser: CommandParser) -> None:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="DIR",
-        help=f"trained model (default: {DEFAULT_CHECKPOINT})",
+        help=f"trained model (default: {DEFAULT_CHECKPOINT}, or else that of the package)",
     )
     add_adapter_argument(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared music")

@@ -17,8 +17,9 @@ from kmidi_mlx.console import Progress
 from kmidi_mlx.data.cloud_shards import CloudReader
 from kmidi_mlx.data.manifest import SPLITS
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.shipped import usual_checkpoint
 
-DEFAULT_CHECKPOINT = Path("checkpoints/spectocloud")
+DEFAULT_CHECKPOINT = usual_checkpoint("spectocloud")
 DESCRIPTION = (
     "Measure how well a network draws the clouds of held-out songs, on a ladder of rungs: the mean "
     "cloud of the emotion, the network told of another song's sound, notes or emotion, the "
@@ -33,7 +34,7 @@ def add_arguments(parser: CommandParser) -> None:
         type=Path,
         default=DEFAULT_CHECKPOINT,
         metavar="DIR",
-        help=f"trained network (default: {DEFAULT_CHECKPOINT})",
+        help=f"trained network (default: {DEFAULT_CHECKPOINT}, or else that of the package)",
     )
     add_adapter_argument(parser)
     parser.add_argument(

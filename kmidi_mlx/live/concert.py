@@ -36,6 +36,7 @@ from kmidi_mlx.live.stats import Stats, StatsLog, resident_gb
 from kmidi_mlx.live.styles import Styles
 from kmidi_mlx.live_config import LiveConfig
 from kmidi_mlx.music.midi_file import write_midi
+from kmidi_mlx.shipped import in_force
 
 __all__ = ["Concert"]
 
@@ -243,7 +244,7 @@ class Concert:
                 "cloud.feel: the music cannot set its own emotion; choose something to listen to "
                 "with cloud.listen."
             )
-        if cloud.feel and not Path(self.config.models.recognizer).exists():
+        if cloud.feel and not in_force(Path(self.config.models.recognizer)).exists():
             raise KmidiError(
                 f"cloud.feel: there is no emotion recogniser in {self.config.models.recognizer}; "
                 "name one with models.recognizer."

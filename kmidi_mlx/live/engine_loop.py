@@ -45,6 +45,7 @@ from kmidi_mlx.models.adapters import AdaptedModel, adapt
 from kmidi_mlx.models.loading import load_generator, load_spectocloud
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
 from kmidi_mlx.models.spectocloud_vit import SpectocloudViT
+from kmidi_mlx.shipped import in_force
 
 __all__ = ["EngineLoop", "Piece"]
 
@@ -207,7 +208,7 @@ class EngineLoop(threading.Thread):
         self.has_network = network is not None
 
     def _load_network(self, source: str) -> SpectocloudViT | None:
-        path = Path(self._config.models.spectocloud)
+        path = in_force(Path(self._config.models.spectocloud))
         adapters = self._config.models.cloud_adapters
         if source in ("engine", "off") or (source == "auto" and not path.exists()):
             if adapters:
