@@ -14,6 +14,10 @@ always trained on and never held out. Beside it, with the same folds:
 R² is over the pooled estimates of whole recordings. The calibration error is that of clips, with
 a temperature that was fitted to other songs. `--streaming` measures only the cost of listening: a
 stream of samples in blocks of 0.1 s through spectrogram and network, on one recording.
+
+With `--checkpoint DIR` no network is trained: a finished one, which must not know the recordings,
+listens to those as written. One that learnt estimates of the mood model (`prepare audio-emotion
+--label-from-notes`) tells emotion on its steering scale; `--scale steering` maps that back.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
@@ -39,8 +44,9 @@ from kmidi_mlx.data.audio_emotion import Recordings, cache_folder, hearing_of, s
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.models.emotion_recognizer import EmotionRecognizer
 from kmidi_mlx.models.emotion_recognizer_stream import EmotionStream
+from kmidi_mlx.models.loading import LoadedRecognizer, load_recognizer
 from kmidi_mlx.music.midi_file import read_midi
-from kmidi_mlx.music.mood import cell_statistics
+from kmidi_mlx.music.mood import cell_statistics, to_rated
 from kmidi_mlx.music.mood_fit import RatedPieces, cross_validate
 from kmidi_mlx.runs.emotion_measures import (
     ClipEstimates,
@@ -49,7 +55,7 @@ from kmidi_mlx.runs.emotion_measures import (
     number_scores,
     per_recording,
 )
-from kmidi_mlx.runs.emotion_task import open_recordings
+from kmidi_mlx.runs.emotion_task import open_batches, open_recordings
 from kmidi_mlx.runs.schedule import learning_rate
 from kmidi_mlx.training.emotion_task import EmotionTask, estimate_clips
 from kmidi_mlx.training.run import make_step
@@ -83,6 +89,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--leave-out", default="franchise", metavar="KEY", help="of the manifest")
     parser.add_argument("--folds", type=int, default=8, help="0: one for each value of the key")
     parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each network")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="a trained recogniser")
+    parser.add_argument(
+        "--scale", choices=("rated", "steering"), default="rated", help="of its numbers"
+    )
     parser.add_argument("--streaming", action="store_true", help="only the cost of listening")
     add_config_arguments(parser)
     add_arguments(parser)
@@ -92,11 +102,22 @@ def main(argv: list[str]) -> int:
         overrides.append(f'data.manifest="{args.audio_manifest}"')
     config = load_config("emotion_recognizer", args.config_files, overrides)
     assert isinstance(config, EmotionRecognizerConfig)
+    loaded = None
+    if args.checkpoint is not None:
+        loaded = load_recognizer(args.checkpoint)
+        data = replace(loaded.config.data, manifest=config.data.manifest, cache=config.data.cache)
+        config = replace(loaded.config, data=data)
     recordings = open_recordings(config)
     if args.streaming:
         publish("emotion", [streaming(config, recordings)], STREAM_COLUMNS, args)
         return 0
     fold = folds_of(recordings, args.leave_out, args.folds)
+    if loaded is not None:
+        listen = partial(heard, loaded, config, recordings, args.scale)
+        row = score("checkpoint", recordings, fold, listen) | {"folds": ""}
+        rows = [row, notes_row(recordings, fold)]
+        publish("emotion", rows, COLUMNS, args)
+        return 0
     rows = [
         score("network", recordings, fold, lambda: networks(config, recordings, fold, args.steps)),
         score("mel statistics", recordings, fold, lambda: mel_ridge(config, recordings, fold)),
@@ -207,6 +228,21 @@ def networks(
                 f"{found['arousal'].error:.3f} of {found['valence'].count} recordings"
             )
     return together(parts)
+
+
+def heard(
+    loaded: LoadedRecognizer, config: EmotionRecognizerConfig, recordings: Recordings, scale: str
+) -> ClipEstimates:
+    """Let a trained network listen to all music as written."""
+    chosen = recordings.with_split(np.where(originals(recordings), VAL, ASIDE).astype(np.uint8))
+    batches = open_batches(config, chosen, "val", loaded.model.pooled_dim)
+    with Progress(batches.steps_per_epoch(), "listen", "batches") as progress:
+        clips = estimate_clips(loaded.model, batches, progress.advance)
+    if scale == "rated":
+        return clips
+    numbers = clips.numbers.astype(np.float64)
+    numbers[:, :2] = to_rated(numbers[:, :2])
+    return replace(clips, numbers=numbers)
 
 
 def together(parts: list[ClipEstimates]) -> ClipEstimates:

@@ -50,6 +50,7 @@ __all__ = [
     "mood",
     "mood_curve",
     "mood_features",
+    "to_rated",
     "to_steering",
     "window_sums",
 ]
@@ -382,6 +383,14 @@ def to_steering(rated: ArrayLike) -> _Floats:
         model.steering_high - model.steering_low
     )
     result: _Floats = np.minimum(np.maximum((2.0 * unit - 1.0) * STEERING_EDGE, -1.0), 1.0)
+    return result
+
+
+def to_rated(steering: ArrayLike) -> _Floats:
+    """Map steering values (..., 2) back to the units of the listeners; undoes `to_steering`."""
+    model = load_model()
+    unit = 0.5 * (np.asarray(steering, np.float64) / STEERING_EDGE + 1.0)
+    result: _Floats = model.steering_low + unit * (model.steering_high - model.steering_low)
     return result
 
 

@@ -212,6 +212,14 @@ def test_a_piece_is_found_to_be_in_its_key() -> None:
     assert md.likely_key(Notes.empty()) == (0, False)
 
 
+def test_the_scales_convert_into_each_other() -> None:
+    steering = np.random.default_rng(0).uniform(-1, 1, (50, 2))
+    np.testing.assert_allclose(md.to_steering(md.to_rated(steering)), steering, atol=1e-12)
+    edge = md.to_rated([-md.STEERING_EDGE, md.STEERING_EDGE])
+    model = md.load_model()
+    np.testing.assert_allclose(edge, [model.steering_low[0], model.steering_high[1]])
+
+
 def test_silence_is_neutral() -> None:
     assert md.mood(Notes.empty()) == (0.0, 0.0)
     assert md.mood_curve(Notes.empty()).shape == (0, 2)
