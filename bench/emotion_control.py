@@ -1,8 +1,8 @@
 """How well the generator follows the emotion asked for: `python -m bench.emotion_control`.
 
-For each `--guidance-scale` it writes `--minutes` of music as `kmidi generate` does: pieces over a
-grid of valence and arousal from -0.9 to 0.9, each point equally often. What was asked is compared
-with what the label model (`kmidi_mlx.music.mood`) and plain measures find, beside
+For each `--guidance-scale` it writes `--minutes` of music as `kmidi generate` does, many pieces at
+a time: over a grid of valence and arousal from -0.9 to 0.9, each point equally often. What was
+asked is compared with what the label model (`kmidi_mlx.music.mood`) and plain measures find, beside
 
     chance   the same with the requests dealt out at random
     real     windows of the val side of `--data`: the first half against the second says how far
@@ -55,12 +55,12 @@ from kmidi_mlx.evaluation.steering import (
     steering_of,
 )
 from kmidi_mlx.evaluation.step_response import BIN_SECONDS, Response, responses_of
-from kmidi_mlx.generation.generator import EventGenerator, Step, compiled_step
+from kmidi_mlx.generation import choir
+from kmidi_mlx.generation.choir import write_pieces
 from kmidi_mlx.models.loading import LoadedGenerator, load_generator
 from kmidi_mlx.models.midi_transformer import EmotionMIDITransformer
 from kmidi_mlx.music.events import decode
 from kmidi_mlx.music.notes import Notes
-from kmidi_mlx.music.piece import write_piece
 
 COLUMNS = (
     "section",
@@ -196,6 +196,11 @@ class Request:
         asked = [[e.valence, e.arousal] for e in (self.emotion, self.then) if e]
         return json.dumps([guidance_scale, self.seconds, self.seed, asked])
 
+    def piece(self) -> choir.Request:
+        """Return what is to be written."""
+        changes = ((self.seconds / 2, self.then),) if self.then else ()
+        return choir.Request(self.seconds, self.seed, self.emotion, changes)
+
 
 class Work:
     """Finished pieces by their request, kept in a file of JSON lines, so that work can go on.
@@ -272,26 +277,25 @@ def write_all(
         requests: pieces, the same for each scale.
         work: finished pieces.
     """
-    step = compiled_step(model)
     keys = {s.guidance_scale: [r.key(s.guidance_scale) for r in requests] for s in samplings}
     done = sum(key in work for column in keys.values() for key in column)
     with Progress(len(samplings) * len(requests), "write", "pieces", initial=done) as progress:
         for sampling in samplings:
-            for key, request in zip(keys[sampling.guidance_scale], requests, strict=True):
-                if key not in work:
-                    events = write(model, sampling, request, step)
-                    work.add(key, events)
-                    progress.advance(guidance=sampling.guidance_scale, events=len(events))
+            # lively pieces have more events: pieces of about the same length are written together
+            missing = sorted(
+                (request.emotion.arousal, key, request)
+                for key, request in zip(keys[sampling.guidance_scale], requests, strict=True)
+                if key not in work
+            )
+
+            def keep(number: int, events: NDArray[np.uint16]) -> None:
+                work.add(missing[number][1], events)  # noqa: B023
+                scale = sampling.guidance_scale  # noqa: B023
+                progress.advance(guidance=scale, events=len(events))
+
+            wanted = [request.piece() for _, _, request in missing]
+            write_pieces(model, sampling, wanted, on_piece=keep)
     return {scale: [work[key] for key in column] for scale, column in keys.items()}
-
-
-def write(
-    model: EmotionMIDITransformer, sampling: SamplingConfig, request: Request, step: Step
-) -> NDArray[np.uint16]:
-    """Write one piece as `kmidi generate` does, with a compiled step that is shared."""
-    stream = EventGenerator(model, sampling, request.seed, request.emotion, step=step)
-    changes = [(request.seconds / 2, request.then)] if request.then else []
-    return write_piece(stream, request.seconds, changes=changes)
 
 
 def judge(requests: Sequence[Request], pieces: Sequence[Notes], seed: int) -> Steering:

@@ -36,11 +36,12 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from bench.report import Row, add_arguments, publish
@@ -166,9 +167,8 @@ def _written(
 ) -> tuple[list[Notes], Named, Row]:
     """Write what is not yet in the work folder."""
     # imported late, so that wrong flags and data answer before the framework loads
-    from kmidi_mlx.generation.generator import EventGenerator, compiled_step
+    from kmidi_mlx.generation.choir import Request, write_pieces
     from kmidi_mlx.models.loading import load_generator
-    from kmidi_mlx.music.piece import write_piece
 
     loaded = load_generator(args.checkpoint)
     if loaded.notice:
@@ -185,35 +185,32 @@ def _written(
     folder = _work_folder(args, reader, {"weights": weights, "sampling": asdict(sampling)})
     long_seconds = 60 * args.long_minutes
     emotions = [from_label(name) for name in LONG_EMOTIONS[: args.long_runs]]
-    plan = [
-        *((f"piece-{k:03}", args.seconds, k, w.emotion) for k, w in enumerate(windows)),
-        *(
-            (f"long-{args.long_minutes:g}-{k}-{LONG_EMOTIONS[k]}", long_seconds, 1000 + k, emotion)
-            for k, emotion in enumerate(emotions)
-        ),
-    ]
-    step = compiled_step(loaded.model)
-    music, told = [], 0.0
-    with Progress(round(sum(seconds for _, seconds, _, _ in plan)), "write", "s of music") as bar:
-        for name, seconds, number, emotion in plan:
-            path = folder / f"{name}.mid"
-            if not path.exists():
-                stream = EventGenerator(
-                    loaded.model, sampling, args.seed + number, emotion, step=step
-                )
-                events = write_piece(stream, seconds, on_time=_telling(bar, told))
-                write_midi(decode(events), path)
-            music.append(read_midi(path))
-            told += seconds
-            _telling(bar, told)(0.0)
+    plan = {
+        folder / f"piece-{k:03}.mid": Request(args.seconds, args.seed + k, window.emotion)
+        for k, window in enumerate(windows)
+    }
+    for k, emotion in enumerate(emotions):
+        path = folder / f"long-{args.long_minutes:g}-{k}-{LONG_EMOTIONS[k]}.mid"
+        plan[path] = Request(long_seconds, args.seed + 1000 + k, emotion)
+    # pieces of about the same number of events are written together
+    arousal = dict(zip(plan, [window.emotion.arousal for window in windows], strict=False))
+    missing = sorted(
+        (path for path in plan if not path.exists()),
+        key=lambda path: (plan[path].seconds, arousal.get(path, 0.0), path),
+    )
+    total = round(sum(request.seconds for request in plan.values()))
+    with Progress(total, "write", "s of music") as bar:
+        bar.advance(total - round(sum(plan[path].seconds for path in missing)))
+
+        def keep(number: int, events: NDArray[np.uint16]) -> None:
+            write_midi(decode(events), missing[number])
+            bar.advance(round(plan[missing[number]].seconds))
+
+        write_pieces(loaded.model, sampling, [plan[path] for path in missing], on_piece=keep)
+    music = [read_midi(path) for path in plan]
     names = LONG_EMOTIONS[: args.long_runs]
     long = [(n, m, long_seconds) for n, m in zip(names, music[len(windows) :], strict=True)]
     return music[: len(windows)], long, origin
-
-
-def _telling(bar: Progress, before: float) -> Callable[[float], None]:
-    """Return what brings the bar to so many seconds after `before`."""
-    return lambda seconds: bar.advance(max(0, round(before + seconds) - bar.completed))
 
 
 def _trigram(args: argparse.Namespace, reader: ShardReader, count: int) -> list[Notes]:

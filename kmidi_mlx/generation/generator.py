@@ -115,7 +115,7 @@ class EventGenerator(EventStream[mx.array]):
         self._cache.reserve(1)
 
     def _keep_first_row(self) -> None:
-        self._cache.keep_first()
+        self._cache.keep([0])
         mx.eval(self._cache.keys, self._cache.values)
 
     def _step(self, noise: NDArray[np.float32], knobs: mx.array) -> mx.array:
