@@ -9,7 +9,7 @@
     tensorboard/, wandb/   what trackers keep, where they were asked for; wandb.json: the run's id
     hub.json               where a pulled checkpoint came from
     adapters/NAME/         what fine-tuning learnt: adapter_config.yaml, adapter.safetensors in the
-                           places of config.yaml and best.safetensors
+                           places of config.yaml and best.safetensors, finetune.json at its end
 
 Every file is written under a temporary name, flushed and renamed, so a crash or a full disk leaves
 the old file or the new one.
@@ -17,7 +17,6 @@ the old file or the new one.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import re
@@ -36,6 +35,7 @@ import kmidi_mlx
 from kmidi_mlx import torch_file
 from kmidi_mlx.atomic import atomic_write, remove_leftovers
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.folder_lock import locked
 from kmidi_mlx.torch_file import Arrays, StoredArrays
 
 FORMAT_VERSION = 1
@@ -47,6 +47,8 @@ CONFIG = "config.yaml"
 ADAPTERS = "adapters"
 ADAPTER = "adapter.safetensors"
 ADAPTER_CONFIG = "adapter_config.yaml"
+#: What fine-tuning gained and forgot; written when it has come to its end.
+GAINED = "finetune.json"
 SAMPLES = "samples"
 LOCK = ".lock"
 
@@ -198,25 +200,13 @@ def check_names(
 def exclusive(folder: Path) -> Iterator[None]:
     """Hold a checkpoint folder, so that two runs never write into one.
 
-    What a killed run left half written is removed.
+    What a killed run left half written is removed. If nothing was written in the end, a folder that
+    was made for it is gone again.
 
     Raises:
         KmidiError: when another process holds it, or the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
-    except OSError as error:
-        raise KmidiError(f"cannot write into {folder}: {error.strerror}.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise KmidiError(
-                f"another run is training into {folder}; give another --out."
-            ) from None
-        except OSError as error:
-            raise KmidiError(f"cannot lock {folder}: {error.strerror}.") from error
+    with locked(folder, f"another run is training into {folder}; give another --out."):
         for part in (folder, (folder / LAST).parent, folder / SAMPLES):
             remove_leftovers(part)
         yield

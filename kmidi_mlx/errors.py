@@ -6,6 +6,9 @@ import difflib
 import os
 from collections.abc import Iterable
 
+# of a word that tells what was meant, and of names that it may have meant
+_LEAST_BEGINNING, _MOST_BEGUN = 3, 3
+
 
 class KmidiError(Exception):
     """Wrong use or wrong input.
@@ -18,6 +21,8 @@ class KmidiError(Exception):
 def nearest(word: str, valid: Iterable[str], otherwise: str = "") -> str:
     """End a complaint about an unknown word: with the one that was meant, where one is near.
 
+    Where none is, those count as meant that begin with the word, or have it behind a dot.
+
     Args:
         word: that is unknown.
         valid: the words there are.
@@ -25,8 +30,11 @@ def nearest(word: str, valid: Iterable[str], otherwise: str = "") -> str:
     """
     names = list(valid)
     close = difflib.get_close_matches(word[:100], names, n=1)
+    if not close and len(word) >= _LEAST_BEGINNING:
+        begun = [name for name in names if f".{name}".find(f".{word}") >= 0]
+        close = begun if len(begun) <= _MOST_BEGUN else []
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {' or '.join(close)}?"
     return f"; {otherwise} {', '.join(names)}." if otherwise else ""
 
 

@@ -19,8 +19,10 @@ from kmidi_mlx.prepare_kinds.options import shown_work
 from kmidi_mlx.runs.finetuning import (
     FinetunePlan,
     Memory,
+    base_of,
     plan_finetuning,
     save_memory,
+    settle_base,
     usual_config,
 )
 from kmidi_mlx.runs.trackers import add_tracker_arguments, check_trackers
@@ -67,9 +69,9 @@ def finetune_parser(prog: str, description: str) -> CommandParser:
         "--base",
         type=Path,
         metavar="DIR",
-        help="checkpoint to begin with (default: checkpoints/MODEL)",
+        help="checkpoint to begin with (default: checkpoints/MODEL, or else that of kmidi)",
     )
-    parser.add_argument("--name", help="of the result (default: that of --data)")
+    parser.add_argument("--name", help="of the result and its folder (default: that of --data)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the run (default: BASE/adapters/NAME)"
     )
@@ -102,7 +104,7 @@ def plan_from(
     plan = plan_finetuning(
         args.model,
         args.data,
-        args.base or Path("checkpoints") / args.model,
+        base_of(args.base, args.model),
         args.name,
         args.out,
         args.original,
@@ -115,7 +117,12 @@ def plan_from(
         raise KmidiError(
             "--fuse: full fine-tuning leaves a checkpoint of its own; there is nothing to fuse."
         )
-    return replace(plan, trackers=check_trackers(args.trackers))
+    plan = replace(plan, trackers=check_trackers(args.trackers))
+    # last, when nothing is wrong
+    settled = settle_base(plan)
+    if settled:
+        say(settled)
+    return plan
 
 
 def say(line: str) -> None:

@@ -13,7 +13,7 @@ from kmidi_mlx.command import CommandParser, run
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.hub import check_repository, push
 from kmidi_mlx.model_card import MARK, card_of, licence_of
-from kmidi_mlx.sharing import CARD, Part, read_parts, stage, unknown_licences
+from kmidi_mlx.sharing import CARD, Part, read_parts, stage, unfinished, unknown_licences
 
 
 def main(argv: list[str]) -> int:
@@ -21,13 +21,20 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     repository = check_repository(args.repository)
     parts = read_parts(args.source)
-    unknown = unknown_licences(parts)
-    if unknown and args.licence is None:
-        raise KmidiError(
+    notes = [
+        f"note: left out: the adapter {name}, whose fine-tuning has not come to its end"
+        for name in unfinished(args.source)
+    ]
+    unknown = unknown_licences(parts) if args.licence is None else []
+    if unknown:
+        missing = (
             f"nobody has said under which licences the data of {unknown[0]} were; give the licence "
             "that you share it under with --licence NAME, such as cc-by-4.0, if you may."
         )
-    licence = licence_of(parts, args.licence)
+        if not args.dry_run:
+            raise KmidiError(missing)
+        notes.append(f"warning: push will refuse this: {missing}")
+    licence = None if unknown else licence_of(parts, args.licence)
     card = card_of(parts, repository, licence)
     with tempfile.TemporaryDirectory(prefix="kmidi-push-") as folder:
         staged = Path(folder)
@@ -42,6 +49,8 @@ def main(argv: list[str]) -> int:
             result["url"], result["revision"] = push(
                 staged, repository, args.private, args.revision, message
             )
+    for note in notes:
+        print(note, file=sys.stderr)
     if args.json:
         print(json.dumps(result))
     else:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.errors import KmidiError, nearest
 
 __all__ = [
     "BITS", "DESCRIPTION", "EXCEPTIONS", "GROUP_SIZES", "Choice", "Packing", "check_description",
@@ -136,11 +136,17 @@ def _named(layers: Iterable[str], part: str) -> list[str]:
 
 
 def _refuse(layers: Iterable[str], part: str) -> list[str]:
-    ends = sorted({name.rpartition(".")[2] for name in layers} - set("0123456789"))
-    raise KmidiError(
-        f"no layer that can be quantised is called {part[:40]!r}; there are {', '.join(ends)}, "
-        "and their whole names."
-    )
+    words = [name.split(".") for name in layers]
+    parts = {
+        ".".join(each[first:last])
+        for each in words
+        for first in range(len(each))
+        for last in range(first + 1, len(each) + 1)
+    }
+    names = sorted(name for name in parts if not name.isdigit())
+    ends = sorted({each[-1] for each in words} - set("0123456789"))
+    hint = nearest(part, names) or f"; there are {', '.join(ends)}, and their whole names."
+    raise KmidiError(f"no layer that can be quantised is called {part[:40]!r}{hint}")
 
 
 def _group_size(inputs: int, wanted: int) -> int:

@@ -24,7 +24,7 @@ from kmidi_mlx.quantization import DESCRIPTION
 from kmidi_mlx.torch_file import SUFFIXES, Arrays
 
 __all__ = [
-    "CARD", "ORIGIN", "Part", "is_shared", "read_parts", "stage", "unknown_licences",
+    "CARD", "ORIGIN", "Part", "is_shared", "read_parts", "stage", "unfinished", "unknown_licences",
 ]  # fmt: skip
 
 CARD = "README.md"
@@ -76,7 +76,7 @@ def read_parts(source: Path) -> list[Part]:
         source: a checkpoint folder, the folder of an adapter, or a model's .safetensors file.
 
     Returns:
-        The model, if there is one, then its adapters.
+        The model, if there is one, then its adapters, without those of `unfinished`.
 
     Raises:
         KmidiError: when there is nothing to share, only PyTorch's kind of file, or something
@@ -89,7 +89,10 @@ def read_parts(source: Path) -> list[Part]:
     if (source / checkpoint.ADAPTER).exists():
         return [_adapter(source / checkpoint.ADAPTER)]
     parts = [_model(source / checkpoint.BEST)] if (source / checkpoint.BEST).exists() else []
+    left_out = unfinished(source)
     for name in adapter_names(source):
+        if name in left_out:
+            continue
         parts.append(_adapter(source / checkpoint.ADAPTERS / name / checkpoint.ADAPTER))
     if not parts:
         if (source / checkpoint.BEST_TORCH).exists():
@@ -99,6 +102,19 @@ def read_parts(source: Path) -> list[Part]:
             f"{checkpoint.ADAPTERS}/NAME/{checkpoint.ADAPTER}."
         )
     return parts
+
+
+def unfinished(source: Path) -> list[str]:
+    """Return the names of a checkpoint folder's adapters whose fine-tuning was cut off or goes on.
+
+    They have a training state, and nothing yet that says what was gained.
+    """
+    folders = (source / checkpoint.ADAPTERS).glob("*/")
+    return sorted(
+        folder.name
+        for folder in folders
+        if (folder / checkpoint.LAST).exists() and not (folder / checkpoint.GAINED).exists()
+    )
 
 
 def check_configs(folder: Path, parts: Iterable[Part]) -> None:

@@ -25,9 +25,13 @@ def in_force(path: Path) -> Path:
 
     Args:
         path: of a checkpoint folder or file. `checkpoints/MODEL` stands for the weights of the
-            package while nothing is there; every other path stands for itself.
+            package while nothing is in there; every other path stands for itself.
     """
-    if path.parent != USUAL_FOLDER or path.exists():
+    if path.parent != USUAL_FOLDER or _holds_anything(path):
         return path
     shipped = _SHIPPED / path.name
     return shipped if shipped.is_dir() else path
+
+
+def _holds_anything(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()

@@ -18,6 +18,7 @@ from typing import Any
 from kmidi_mlx.command import CommandParser, add_config_arguments, run
 from kmidi_mlx.config import MidiGeneratorConfig, RunConfig, SpectocloudConfig
 from kmidi_mlx.config_file import load_config
+from kmidi_mlx.console import in_words
 from kmidi_mlx.errors import KmidiError, nearest
 from kmidi_torch.planning.costs import (
     EXPORT_MINUTES,
@@ -27,6 +28,7 @@ from kmidi_torch.planning.costs import (
     cost_of,
     fitting_steps,
     gpus_of,
+    training_seconds,
 )
 from kmidi_torch.planning.prices import Offer, Price, read_prices
 from kmidi_torch.planning.speed import (
@@ -44,6 +46,8 @@ ROOT = Path(__file__).parent.parent
 PRICES = ROOT / "configs" / "cloud" / "prices.yaml"
 MEASUREMENTS = ROOT / "bench" / "results" / "train_torch.jsonl"
 MODELS = (MidiGeneratorConfig.name, SpectocloudConfig.name)
+# What a GPU trains in less is a matter of an hour or so at home.
+TINY_SECONDS = 60.0
 MS = [1e3 * seconds for seconds in SHORTEST_PASS]
 COLUMNS = ("provider", "gpu", "gpus", "model", "speed", "units/s", "hours", "usd/h", "dollars")
 
@@ -77,10 +81,10 @@ def main(argv: list[str]) -> int:
     _check(args)
     works = _works(args)
     offers = _offers(args)
-    lines = [line for offer in offers for line in _lines(args, works, offer)]
+    groups = [found for offer in offers if (found := _lines(args, works, offer))]
     if args.budget is not None:
-        # most of the run first, then the cheapest
-        lines.sort(key=lambda line: (-line.share, line.likely.dollars, line.likely.hours))
+        groups.sort(key=_rank)
+    lines = [line for group in groups for line in group]
     if args.json:
         print(json.dumps([_as_json(line) for line in lines]))
         return 0
@@ -198,6 +202,15 @@ def _lines(
     return lines
 
 
+def _rank(group: Sequence[Line]) -> tuple[float, ...]:
+    """Sort offers by their last line, which stands for all that is asked for if that is to be had.
+
+    The most models come first, then most of the run, then the cheapest.
+    """
+    last = group[-1]
+    return (-len(last.jobs), -last.share, last.likely.dollars, last.likely.hours)
+
+
 def _speed(
     args: argparse.Namespace, work: Work, gpu: str, measurements: list[dict[str, Any]]
 ) -> Speed:
@@ -286,6 +299,9 @@ def _notes(args: argparse.Namespace, lines: Sequence[Line]) -> list[str]:
         notes.append(
             f"steps: what ${args.budget:g} pays for even at the slow end, best choice first"
         )
+    if any(len(line.jobs) > 1 for line in lines):
+        notes.append("both: one after the other on one machine, which is rented once")
+    notes += _too_short(lines)
     pairs = [(line.offer.gpu, job) for line in lines for job in line.jobs]
     estimated = any(job.speed.kind == ESTIMATED for _, job in pairs)
     if estimated:
@@ -313,6 +329,22 @@ def _notes(args: argparse.Namespace, lines: Sequence[Line]) -> list[str]:
         offer, price = line.offer, line.price
         notes.append(f"price, {offer.provider} {offer.gpu}: {price.date}, {price.source}")
     return list(dict.fromkeys(notes))
+
+
+def _too_short(lines: Sequence[Line]) -> list[str]:
+    """Say of runs that are over at once that they had better stay at home."""
+    notes = []
+    alone = [line for line in lines if len(line.jobs) == 1]
+    for model in dict.fromkeys(line.name for line in alone):
+        own = [line for line in alone if line.name == model and line.share == 1]
+        taken = [training_seconds(line.jobs[0], line.steps[0], line.likely.gpus) for line in own]
+        if taken and max(taken) < TINY_SECONDS:
+            notes.append(
+                f"{model}: the {own[0].steps[0]:,} steps take {in_words(max(taken))} on the "
+                f"slowest of these GPUs, and renting one takes {START_MINUTES:g} minutes: for so "
+                "little a rented GPU makes no sense, train at home"
+            )
+    return notes
 
 
 def _range(values: Sequence[float]) -> str:

@@ -375,6 +375,16 @@ def test_the_lock_is_let_go_when_the_run_fails(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    with pytest.raises(ValueError, match="broken"), exclusive(folder):
+        raise ValueError("broken")
+    assert not list(tmp_path.iterdir())
+    with exclusive(folder):
+        (folder / "best.safetensors").write_text("weights")
+    assert (folder / "best.safetensors").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(KmidiError, match=r"cannot write into .*file"), exclusive(tmp_path / "file"):

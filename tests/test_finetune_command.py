@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from kmidi_mlx import checkpoint, finetune, generate
+from kmidi_mlx import checkpoint, finetune, generate, shipped
 from kmidi_mlx.command import run
 from kmidi_mlx.config import TrainingConfig
 from kmidi_mlx.config_file import load_config
@@ -61,6 +62,28 @@ def tuned(base: Path, tunes: Path, *more: str) -> Path:
     arguments = ["--base", str(base), "--data", str(tunes), *more, *words(QUICK)]
     assert run(finetune.main, arguments) == 0
     return base / "adapters" / "tunes"
+
+
+def test_the_weights_of_the_package_are_taken_along(
+    base: Path, tunes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """Adapters need a base that stays what it is, so it is copied into the folder of one's own."""
+    monkeypatch.setattr(shipped, "_SHIPPED", base.parent)
+    ours = base.parent / "midi_generator"
+    shutil.copytree(base, ours)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    flags = ["--data", str(tunes), *words([*QUICK, "training.epochs=1"])]
+    assert run(finetune.main, [*flags, "--resume"]) == 2
+    assert list(Path.cwd().iterdir()) == []
+    assert run(finetune.main, flags) == 0
+    assert "the weights that come with kmidi" in capsys.readouterr().err
+    own = Path("checkpoints/midi_generator")
+    assert (own / checkpoint.BEST).read_bytes() == (ours / checkpoint.BEST).read_bytes()
+    assert (own / "adapters" / "tunes" / checkpoint.ADAPTER).exists()
+    generated = ["--adapter", "tunes", "--seconds", "1", "--out", "a.mid"]
+    assert run(generate.main, generated) == 0
+    assert "trained over other weights" not in capsys.readouterr().err
 
 
 def logits(path: Path, adapters: list[str]) -> mx.array:
@@ -196,9 +219,13 @@ def test_what_is_wrong_is_said_in_a_sentence(
         "nothing to learn from: name a folder of music with --data."
     )
     assert say("--base", str(base), "--data", "nowhere") == "no such folder: nowhere."
-    assert "no such checkpoint" in say("--base", str(tmp_path / "x"), "--data", str(tunes))
-    assert "is no name for the result" in say(*given, "--name", "a/b")
-    assert "is no name for the result" in say(*given, "--name", "a:b")
+    missing = say("--base", str(tmp_path / "x"), "--data", str(tunes))
+    assert "no such checkpoint" in missing
+    # what a person who has only run `make run` can name
+    assert missing.endswith("leave a small one: --base out/hello/model.")
+    for name in ("../evil", "a/b", "a:b", "..", ".hidden", "a\\b"):
+        refused = say(*given, "--name", name)
+        assert f"cannot be called {name!r}: a name is that of a folder: letters, digits" in refused
     assert "holds no run to resume" in say(*given, "--resume")
     assert "adapter.rank" in say(*given, "--set", "adapter.rank=0")
     assert "rank 900 does not suit" in say(*given, "--set", "adapter.rank=900")
@@ -289,3 +316,41 @@ def test_what_learnt_from_practice_music_says_so(
     adapted = capsys.readouterr()
     assert json.loads(adapted.out)["synthetic"]
     assert "practised/adapter.safetensors was trained on synthetic practice music" in adapted.err
+
+
+def test_a_resume_with_other_music_is_refused(
+    base: Path, tunes: Path, practice_data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tuned(base, tunes)
+    before = (out / checkpoint.ADAPTER).read_bytes()
+    again = ["--base", str(base), "--name", "tunes", "--resume"]
+    other = tmp_path / "tunes"
+    shutil.copytree(tunes, other)
+    for music in (other, practice_data):
+        said = complaint(capsys, [*again, "--data", str(music)])
+        assert said == (
+            f"the run in {out} goes on with the music it was begun with, which is not that in "
+            f"{music}; leave out --data, or leave out --resume and give another --name."
+        )
+    assert (out / checkpoint.ADAPTER).read_bytes() == before
+    # its own music, by another way to it; its prepared data; and a folder with more in it
+    link = tmp_path / "link"
+    link.symlink_to(tunes)
+    more = tmp_path / "more"
+    more.mkdir()
+    for file in [*tunes.iterdir(), *(practice_data / "synthetic").glob("*.mid")]:
+        (more / file.name).symlink_to(file)
+    for music in (link, out / "data", more):
+        assert run(finetune.main, [*again, "--data", str(music)]) == 0
+
+
+def test_what_fails_early_leaves_no_folder(base: Path, tmp_path: Path, capsys: Captured) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "a.mid").write_bytes(b"no music")
+    said = complaint(capsys, ["--base", str(base), "--data", str(one)])
+    assert "fine-tuning needs two or more" in said
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    assert "has no .mid" in complaint(capsys, ["--base", str(base), "--data", str(nothing)])
+    assert not (base / checkpoint.ADAPTERS).exists()

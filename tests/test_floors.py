@@ -29,7 +29,7 @@ FLOORS = {
         ("errors", "config", "config_file", "config_section", "strict_yaml", "emotion",
          "emotion_flags", "atomic", "command", "console", "blas", "torch_file", "torch_pickler",
          "torch_unpickler", "quantization", "optimizer_groups", "adapter", "adapter_config",
-         "live_config", "shipped"), 0,
+         "live_config", "shipped", "folder_lock"), 0,
     ),
     **dict.fromkeys(("music", "audio", "spectocloud", "checkpoint", "checkpoint_model",
                      "conversion", "adapter_file"), 1),

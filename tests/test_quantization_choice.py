@@ -89,6 +89,7 @@ def test_parts_are_whole() -> None:
         (Choice(4, keep=("tail",)), "is called 'tail'; there are head, out, patches, qkv"),
         (Choice(4, keep=("",)), "is called ''"),
         (Choice(4, layer_bits={"locks": 8}), "is called 'locks'"),
+        (Choice(4, keep=("bloks.0",)), r"is called 'bloks\.0'; did you mean blocks\.0\?"),
         (Choice(4, keep=("qkv",), layer_bits={"blocks.0": 8}), "both kept and given bits"),
         (Choice(4, layer_bits={"patches": 8}), "patches cannot be quantised: .* its 48 inputs"),
         (Choice(4, keep=("blocks", "head")), "no layer is left to quantise"),

@@ -27,8 +27,10 @@ def test_the_package_stands_in_for_what_nobody_has_trained(ours: Path) -> None:
     usual = usual_checkpoint("midi_generator")
     assert usual == Path("checkpoints/midi_generator")
     assert in_force(usual) == ours
-    # a folder is somebody's, finished or not
     usual.mkdir(parents=True)
+    assert in_force(usual) == ours
+    # what is in there is somebody's, finished or not
+    (usual / "config.yaml").touch()
     assert in_force(usual) == usual
 
 

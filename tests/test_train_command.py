@@ -111,7 +111,7 @@ def test_a_missing_data_folder_is_named(tmp_path: Path, flags: list[str], capsys
     line = complaint(capsys, arguments)
     assert str(tmp_path / "nowhere") in line
     # and nothing is in the way of another try
-    assert not (tmp_path / "run" / checkpoint.CONFIG).exists()
+    assert not (tmp_path / "run").exists()
     assert "holds no run" in complaint(capsys, ["--out", str(tmp_path / "run"), "--resume"])
 
 

@@ -28,13 +28,13 @@ from kmidi_mlx.data.audio_emotion_recording import (
     recording_name,
     render_jobs,
 )
-from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.manifest import SPLITS, read_manifest, write_manifest
 from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import Source, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.folder_lock import locked
 
 __all__ = ["KIND", "RenderReport", "merge_audio_emotion", "render_audio_emotion"]
 

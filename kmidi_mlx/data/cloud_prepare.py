@@ -32,13 +32,13 @@ from kmidi_mlx.data.cloud_sampling import (
 from kmidi_mlx.data.cloud_shards import KIND, LAYOUT
 from kmidi_mlx.data.cloud_store import CloudStore, CloudSummary
 from kmidi_mlx.data.destination import check_destination
-from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.prepare import check_options
 from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import SOUNDING_FILES, list_sources
 from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.folder_lock import locked
 from kmidi_mlx.music.mood import load_model
 
 __all__ = ["EMOTIONS", "CloudReport", "merge_clouds", "prepare_clouds"]

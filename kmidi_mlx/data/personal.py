@@ -24,7 +24,7 @@ from kmidi_mlx.data.sources import MIDI_FILES, SOUNDING_FILES, Source, list_sour
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.music.events import NOTE_OFF, STEPS_PER_SECOND
 
-__all__ = ["describe_clouds", "describe_music", "is_prepared", "prepare_own"]
+__all__ = ["describe_clouds", "describe_music", "is_made_of", "is_prepared", "prepare_own"]
 
 _ACCEPTED = {"midi_generator": MIDI_FILES, "spectocloud": SOUNDING_FILES}
 
@@ -32,6 +32,25 @@ _ACCEPTED = {"midi_generator": MIDI_FILES, "spectocloud": SOUNDING_FILES}
 def is_prepared(folder: Path) -> bool:
     """Whether a folder is what `kmidi prepare` leaves, as opposed to a person's files."""
     return (folder / "dataset.json").exists()
+
+
+def is_made_of(model: str, prepared: Path, source: Path) -> bool:
+    """Whether prepared data is a source itself or was made from its files, whatever came to them.
+
+    Args:
+        model: as of `prepare_own`.
+        prepared: a data set.
+        source: a folder, file, manifest or data set.
+
+    Raises:
+        KmidiError: if the source is missing, holds no music or is a wrong manifest.
+    """
+    if is_prepared(source):
+        return prepared.resolve() == source.resolve()
+    listed = list_sources([source], skip=prepared, accepted=_ACCEPTED[model])
+    lines = (prepared / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    used = {Path(json.loads(line)["path"]).resolve() for line in lines}
+    return used <= {Path(each.path).resolve() for each in listed}
 
 
 def prepare_own(

@@ -20,7 +20,6 @@ import numpy as np
 from kmidi_mlx.data.catalogue import Catalogue, recipe
 from kmidi_mlx.data.columns import Content
 from kmidi_mlx.data.destination import check_destination
-from kmidi_mlx.data.folder_lock import locked
 from kmidi_mlx.data.piece_index import Summary
 from kmidi_mlx.data.share import Order, Share, Shares, check_share, reopen
 from kmidi_mlx.data.sources import Source, list_sources
@@ -28,6 +27,7 @@ from kmidi_mlx.data.synthetic import write_synthetic
 from kmidi_mlx.data.tokenise import Tokenised, tokenise
 from kmidi_mlx.data.worker_pool import Lost, map_chunks
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.folder_lock import locked
 from kmidi_mlx.music.mood import load_model
 
 __all__ = ["KIND", "Report", "check_options", "merge_midi", "prepare_midi"]

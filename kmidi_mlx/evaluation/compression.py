@@ -157,12 +157,17 @@ def table_of(costs: Costs) -> Table:
     table.add_row("size, MB", *(f"{size / 1e6:.1f}" for size in sizes), _times(*sizes))
     times = costs.before.milliseconds, costs.after.milliseconds
     unit = f"ms per {costs.before.unit}, {costs.device}"
-    table.add_row(unit, *(f"{time:.2f}" for time in times), _times(*times))
+    table.add_row(unit, _spread(costs.before), _spread(costs.after), _times(*times))
     for loss in costs.losses:
         error = "" if loss.standard_error is None else f" ± {loss.standard_error:.1g}"
         grown = f"{loss.growth:+.2g}{error} ({loss.growth / loss.before:+.2%})"
         table.add_row(loss.unit, f"{loss.before:.5g}", f"{loss.after:.5g}", grown)
     return table
+
+
+def _spread(pace: Pace) -> str:
+    ends = f"{pace.quick_milliseconds:.2f}-{pace.slow_milliseconds:.2f}"
+    return f"{pace.milliseconds:.2f} ({ends})"
 
 
 def _times(before: float, after: float) -> str:
@@ -180,7 +185,11 @@ def lines_of(costs: Costs, made: Quantized) -> list[str]:
     counted = ", ".join(f"{count} layers in {kind}" for kind, count in sorted(kinds.items()))
     share = sum(made.weights.arrays[f"{name}.weight"].size for name in made.kept)
     left = f"embeddings and {len(made.kept)} linear layers ({share:,} weights) stay plain"
-    lines = [f"{counted}; {left}; {costs.bits_per_weight:.2f} bits a weight in all"]
+    lines = [
+        f"{counted}; {left}; {costs.bits_per_weight:.2f} bits a weight in all",
+        "ms: median (10th to 90th percentile), measured in turns; other programs that are running "
+        "make it slower and uneven",
+    ]
     if costs.data is None:
         return [*lines, "the loss was not measured"]
     agreement = f"quantised layers agree with them to {costs.difference:.0e}"

@@ -36,10 +36,14 @@ class Pace:
     Attributes:
         unit: what it makes or takes.
         milliseconds: median time of a unit.
+        quick_milliseconds, slow_milliseconds: 10th and 90th percentile; far apart where something
+            else keeps the machine busy.
     """
 
     unit: str
     milliseconds: float
+    quick_milliseconds: float
+    slow_milliseconds: float
 
 
 def paces(models: Sequence[nn.Module], config: RunConfig, turns: int = 6) -> list[Pace]:
@@ -62,7 +66,7 @@ def paces(models: Sequence[nn.Module], config: RunConfig, turns: int = 6) -> lis
             mx.synchronize()
             own += found if turn else []
     return [
-        Pace(unit, float(np.median(own)))
+        Pace(unit, *(float(np.percentile(own, share)) for share in (50, 10, 90)))
         for (unit, _), own in zip(makers, milliseconds, strict=True)
     ]
 

@@ -12,6 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,8 +111,8 @@ def main(argv: list[str]) -> int:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="kmidi live", description=_DESCRIPTION)
     add_emotion_arguments(parser)
-    for flag, (_, metavar, text) in _SHORTCUTS.items():
-        parser.add_argument(flag, metavar=metavar, help=text)
+    for flag, (option, metavar, text) in _SHORTCUTS.items():
+        parser.add_argument(flag, metavar=metavar, help=text, choices=_choices(option))
     for flag, (_, text) in _SWITCHES.items():
         parser.add_argument(flag, action="store_true", help=text)
     add_adapter_argument(parser)
@@ -166,6 +167,14 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     if emotion is not None:
         found += [f"music.valence={emotion.valence}", f"music.arousal={emotion.arousal}"]
     return [*found, *args.overrides]
+
+
+def _choices(option: str) -> tuple[str, ...] | None:
+    """What a flag can be, so that its own complaint names the nearest; None: more than names."""
+    section, _, name = option.partition(".")
+    options = {item.name: item for item in fields(getattr(LiveConfig(), section))}
+    choices: tuple[str, ...] | None = options[name].metadata["choices"]
+    return choices
 
 
 def _is_text(option: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,25 +16,37 @@ from kmidi_mlx.atomic import write_bytes_atomically
 from kmidi_mlx.checkpoint_model import open_weights
 from kmidi_mlx.config import RUN_CONFIGS, MidiGeneratorConfig, RunConfig
 from kmidi_mlx.config_file import load_config, save_config
+from kmidi_mlx.data.personal import is_made_of, is_prepared
 from kmidi_mlx.data.prepare import prepare_midi
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.shipped import in_force, usual_checkpoint
 
 __all__ = [
-    "REPORT",
     "FinetunePlan",
     "Losses",
     "Memory",
     "about_base",
+    "base_of",
     "losses_of",
     "original_music",
     "plan_finetuning",
     "save_memory",
+    "settle_base",
     "usual_config",
 ]  # fmt: skip
 
-#: What fine-tuning gained and forgot, beside the weights.
-REPORT = "finetune.json"
 _OWN_DATA, _SHIPPED_DATA = "data", "shipped-data"
+# what a folder's name can hold, and `--adapter NAME:SCALE` can tell from a scale
+_NO_NAME = re.compile(r"\.|.*[/\\:\0]", re.DOTALL)
+_NAME_RULE = (
+    "a name is that of a folder: letters, digits, spaces and signs but no / \\ or :, and no dot at "
+    "its beginning"
+)
+# for a person who has not trained anything yet
+_BASE_HINTS = {
+    MidiGeneratorConfig.name: " with --base; `make run` and `kmidi hello` leave a small one: "
+    "--base out/hello/model"
+}
 # What a run takes over from the base; the rest is the profile's.
 _BASE_SECTIONS = ("model", "data", "sampling", "loss")
 # what can be given in steps, and in epochs as the profile does
@@ -98,6 +111,16 @@ class Memory:
         return f"{own}; {self.original_data} {kept}"
 
 
+def base_of(given: Path | None, model: str) -> Path:
+    """Return the checkpoint that is fine-tuned: the one that is named, or else the usual one.
+
+    Args:
+        given: what `--base` says; None: nothing.
+        model: `midi_generator` or `spectocloud`.
+    """
+    return given or usual_checkpoint(model)
+
+
 def plan_finetuning(
     model: str,
     data: Path | None,
@@ -114,7 +137,8 @@ def plan_finetuning(
 
     Args:
         model: `midi_generator` or `spectocloud`.
-        data: a person's music, or prepared; may be left out on a resume.
+        data: a person's music, or prepared; may be left out on a resume, and is refused there if
+            the run was made from other music.
         base: checkpoint that is fine-tuned; not looked at on a resume.
         name: of the result; None: that of the data.
         out: folder of the run; None: among the adapters of the base, or beside it.
@@ -129,14 +153,14 @@ def plan_finetuning(
     """
     overrides = list(overrides)
     if resume:
-        out = out or _begun(base, name or (data.stem if data else ""))
+        out = out or _begun(base, name or (_called(data) if data else ""))
         return _resumed(model, data, out, original, config_files, overrides)
     if data is None:
         raise KmidiError("nothing to learn from: name a folder of music with --data.")
     if not data.exists():
         raise KmidiError(f"no such folder: {data}.")
-    weights = open_weights(base, RUN_CONFIGS[model])
-    prepared = (data / "dataset.json").exists()
+    weights = open_weights(base, RUN_CONFIGS[model], _BASE_HINTS.get(model, " with --base"))
+    prepared = is_prepared(data)
     with tempfile.TemporaryDirectory() as folder:
         of_base = Path(folder) / "base.yaml"
         save_config(_only(weights.config, _BASE_SECTIONS), of_base)
@@ -144,7 +168,7 @@ def plan_finetuning(
         config = _usual(model, [of_base], config_files, overrides)
     if config.adapter.method == "none":
         raise KmidiError("adapter.method is none; fine-tuning needs lora, dora or full.")
-    out = out or _folder(base, name or data.stem, config.adapter.adapts)
+    out = out or _folder(base, name or _called(data), config.adapter.adapts)
     if any(
         (out / file).exists() for file in (checkpoint.LAST, checkpoint.BEST, checkpoint.ADAPTER)
     ):
@@ -187,16 +211,27 @@ def _resumed(
     if saved is None:
         raise KmidiError(f"{out} holds no run to resume; leave out --resume to start one.")
     config = load_config(model, [saved, *config_files], overrides)
-    # prepared once: sides drawn anew could hold out what was learnt from
     path = Path(config.data.path)  # type: ignore[attr-defined]
-    prepared = any((each / "dataset.json").exists() for each in (path, data) if each is not None)
-    return FinetunePlan(config, out, True, None if prepared else data, original)
+    # prepared once: sides drawn anew could hold out what was learnt from
+    if not is_prepared(path):
+        source = None if data is not None and is_prepared(data) else data
+        return FinetunePlan(config, out, True, source, original)
+    if data is not None and not is_made_of(model, path, data):
+        raise KmidiError(
+            f"the run in {out} goes on with the music it was begun with, which is not that in "
+            f"{data}; leave out --data, or leave out --resume and give another --name."
+        )
+    return FinetunePlan(config, out, True, None, original)
+
+
+def _called(data: Path) -> str:
+    return data.name if data.is_dir() else data.stem
 
 
 def _folder(base: Path, name: str, adapts: bool) -> Path:
-    if not name or name != Path(name).name or ":" in name:
-        raise KmidiError(f"{name!r} is no name for the result; give one with --name.")
-    folder = base if base.is_dir() else base.parent
+    if not name or _NO_NAME.match(name):
+        raise KmidiError(f"the result cannot be called {name[:80]!r}: {_NAME_RULE}; give --name.")
+    folder = base if in_force(base).is_dir() else base.parent
     return (
         folder / checkpoint.ADAPTERS / name if adapts else folder.parent / f"{folder.name}-{name}"
     )
@@ -237,6 +272,32 @@ def about_base(plan: FinetunePlan) -> dict[str, str]:
     return {"name": path.name, "digest": open_weights(path, type(plan.config)).digest}
 
 
+def settle_base(plan: FinetunePlan) -> str | None:
+    """Give the weights of the package a folder of their own, where they are what is fine-tuned.
+
+    What is learnt belongs to them and lies beside them, whatever comes with later versions.
+
+    Args:
+        plan: of a run.
+
+    Returns:
+        A line for people; None: there was nothing to do.
+
+    Raises:
+        KmidiError: when the system refuses.
+    """
+    base = Path(plan.config.adapter.base)
+    shipped = in_force(base)
+    if shipped == base:
+        return None
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KmidiError(f"cannot make the folder {base}: {error.strerror}.") from error
+    write_bytes_atomically(base / checkpoint.BEST, (shipped / checkpoint.BEST).read_bytes())
+    return f"{base}: the weights that come with kmidi; what is learnt will lie beside them"
+
+
 def losses_of(task: Any, original: Path | None) -> Losses:
     """Judge the model of a task as it stands.
 
@@ -254,4 +315,4 @@ def losses_of(task: Any, original: Path | None) -> Losses:
 def save_memory(memory: Memory, folder: Path) -> None:
     """Write what was gained and forgotten beside the weights."""
     text = json.dumps(asdict(memory), indent=2)
-    write_bytes_atomically(folder / REPORT, f"{text}\n".encode())
+    write_bytes_atomically(folder / checkpoint.GAINED, f"{text}\n".encode())

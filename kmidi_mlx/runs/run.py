@@ -29,6 +29,7 @@ def run_task(
     announce: Announce,
     processes: Processes = ALONE,
     trackers: Sequence[str] = (),
+    after_seconds: float = 0.0,
 ) -> Outcome:
     """Train a task into a checkpoint folder, which the caller holds.
 
@@ -42,6 +43,7 @@ def run_task(
         announce: called with the announcement.
         processes: that train together.
         trackers: names, as `check_trackers` returned them; JSON lines are always written.
+        after_seconds: as of `Trainer`.
 
     Raises:
         KmidiError: when the save cannot be used, or training diverges.
@@ -51,7 +53,7 @@ def run_task(
     if resume and not saved:
         announcement += f"\nnothing was saved in {folder} yet: the run begins anew"
     resume = resume and saved
-    trainer = Trainer(task, step, folder, resume, processes)
+    trainer = Trainer(task, step, folder, resume, processes, after_seconds)
     if processes.leads:
         announce(announcement)
         save_config(config, folder / checkpoint.names_of(config.adapter.adapts).config)

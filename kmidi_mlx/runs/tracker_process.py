@@ -21,10 +21,12 @@ from typing import Any
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.tracker import Tracker
 
-__all__ = ["FINISH_SECONDS", "ProcessTracker", "child_command"]
+__all__ = ["FINISH_SECONDS", "INTERRUPTED_SECONDS", "ProcessTracker", "child_command"]
 
 #: How long the end of a run waits for what a tracker has not written or sent yet.
 FINISH_SECONDS = 60.0
+#: The same where a person has asked the run to stop, and is waiting.
+INTERRUPTED_SECONDS = 10.0
 #: Reports that a tracker is behind with, in bytes, before more are dropped; a day of a usual run.
 MOST_WAITING_BYTES = 4 << 20
 _PIPE_BYTES = 1 << 16
@@ -44,8 +46,10 @@ class ProcessTracker(Tracker):
         kind: of `trackers.TRACKERS`.
         folder: checkpoint folder.
         project: that the run belongs to.
-        finish_seconds: how long `finish` waits.
+        finish_seconds: how long `finish` waits, of an interrupted run no longer than
+            `INTERRUPTED_SECONDS`.
         command: that serves it; None: `tracker_host`.
+        kept: says, where that is not enough, what becomes of what was not sent; empty: nothing.
 
     Attributes:
         dropped: reports that found no room.
@@ -58,10 +62,12 @@ class ProcessTracker(Tracker):
         project: str,
         finish_seconds: float = FINISH_SECONDS,
         command: Sequence[str] | None = None,
+        kept: str = "",
     ) -> None:
         self._kind = kind
         self._command = list(command or [*child_command(kind), str(folder.resolve()), project])
         self._finish_seconds = finish_seconds
+        self._kept = kept
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting = bytearray()
         self._heard = b""
@@ -115,10 +121,13 @@ class ProcessTracker(Tracker):
         process = self._process
         if process is None:
             return
+        seconds = self._finish_seconds
+        if reason == "interrupted":
+            seconds = min(seconds, INTERRUPTED_SECONDS)
         try:
             self._waiting += _line("finish", reason)
             self._exchange()
-            deadline = time.monotonic() + self._finish_seconds
+            deadline = time.monotonic() + seconds
             while not self._finished and process.poll() is None and time.monotonic() < deadline:
                 self._wait(deadline - time.monotonic())
                 self._exchange()
@@ -130,11 +139,11 @@ class ProcessTracker(Tracker):
             raise KmidiError("; ".join(filter(None, (self._failure, dropped))))
         if not self._finished:
             how = (
-                f"did not finish within {self._finish_seconds:g} s"
+                f"did not finish within {seconds:g} s"
                 if process.returncode is None or process.returncode < 0
                 else f"its process ended with status {process.returncode}"
             )
-            raise KmidiError("; ".join(filter(None, (how, dropped))))
+            raise KmidiError("; ".join(filter(None, (how, dropped, self._kept))))
         if dropped:
             raise KmidiError(dropped)
 

@@ -21,6 +21,10 @@ TRACKERS = {
     "tensorboard": "tensorboard --logdir {folder}",
     "wandb": "project {project} (after an offline run: wandb sync {folder}/wandb/offline-run-*)",
 }
+# what a run says of one that was not given the time to finish
+_KEPT = {
+    "wandb": "what it has not sent is kept in {folder}/wandb: wandb sync {folder}/wandb/*run-*",
+}
 # a check that does not answer asks a network; that is no reason to refuse a run
 _CHECK_SECONDS = 30.0
 
@@ -75,7 +79,12 @@ def open_trackers(names: Sequence[str], folder: Path, model: str) -> list[Proces
         folder: checkpoint folder, where they keep what they write.
         model: that is trained, as in its configuration.
     """
-    return [ProcessTracker(name, folder, project_of(model)) for name in names]
+    return [
+        ProcessTracker(
+            name, folder, project_of(model), kept=_KEPT.get(name, "").format(folder=folder)
+        )
+        for name in names
+    ]
 
 
 def project_of(model: str) -> str:

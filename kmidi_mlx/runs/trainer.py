@@ -14,23 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, TextIO
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.config_file import config_to_dict
-from kmidi_mlx.console import Progress, in_words
+from kmidi_mlx.console import Progress
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.runs.processes import ALONE, Processes
 from kmidi_mlx.runs.schedule import learning_rate, pace_of
 from kmidi_mlx.runs.task import Numbers, Step, Task
+from kmidi_mlx.runs.time_left import EVALUATIONS, SAVES, STEPS, TimeLeft
 from kmidi_mlx.runs.tracker import Tracker
 from kmidi_mlx.torch_file import Arrays
 
 _GO_ON, _TIME_LIMIT, _INTERRUPTED = range(3)
-# After so many steps it is said how long the run will take; the first, which compiles, not counted.
-_STEPS_TO_ESTIMATE = 5
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class Trainer:
         folder: checkpoint folder, held by the caller (`checkpoint.exclusive`).
         resume: go on from `last/`; otherwise the run starts anew.
         processes: that train together; only the leading one reads and writes the folder.
+        after_seconds: that what the caller does after the run will take, for the estimate.
 
     Attributes:
         trackers: receive every report.
@@ -85,6 +84,7 @@ class Trainer:
         folder: Path,
         resume: bool,
         processes: Processes = ALONE,
+        after_seconds: float = 0.0,
     ) -> None:
         self._task = task
         self._step = step
@@ -92,10 +92,11 @@ class Trainer:
         self._processes = processes
         self.trackers: list[Tracker] = []
         self._complained: list[Tracker] = []
-        self._step_seconds: list[float] = []
         self._config = task.config
         self.progression = self._load() if resume else Progression()
         self.pace = pace_of(task.config, task.steps_per_epoch)
+        may_stop = bool(task.config.training.patience)
+        self._time_left = TimeLeft(self.pace, may_stop, after_seconds)
 
     def train(self, interruption: Interruption) -> Outcome:
         """Run until the end, a limit, an interruption, or too many bad steps in a row.
@@ -185,7 +186,7 @@ class Trainer:
         micro_batches = [next(batches) for _ in range(training.grad_accum_steps)]
         measures = self._step.run(micro_batches, rate)
         seconds = time.monotonic() - before
-        self._estimate(seconds, progress)
+        self._time_left.add(STEPS, seconds)
         bad = self._step.bad_steps
         if bad >= training.max_bad_steps:
             saved = (self._folder / checkpoint.LAST).exists()
@@ -226,19 +227,9 @@ class Trainer:
             self._evaluate(progress)
         if step % self.pace.save_every == 0:
             self._save()
-
-    def _estimate(self, seconds: float, progress: Progress) -> None:
-        """Say once, after some steps, how long the run will take here."""
-        if len(self._step_seconds) > _STEPS_TO_ESTIMATE:
-            return
-        self._step_seconds.append(seconds)
-        left = self.pace.total_steps - self.progression.step - 1
-        if len(self._step_seconds) > _STEPS_TO_ESTIMATE and left:
-            usual = median(self._step_seconds[1:])
-            note = f"about {in_words(left * usual)} here for the {left:,} steps that are left"
-            if self._config.training.patience and self.pace.least_steps < self.pace.total_steps:
-                note += "; it stops earlier when the validation loss no longer falls"
-            progress.note(note)
+        news = self._time_left.news(step)
+        if news is not None:
+            progress.note(news)
 
     def _report(self, progress: Progress, values: dict[str, Any]) -> None:
         self._tell(progress, lambda tracker: tracker.log(self.progression.step, values))
@@ -271,7 +262,9 @@ class Trainer:
 
     def _evaluate(self, progress: Progress) -> None:
         """Judge the weights to use, keep them if they are the best so far, write a sample."""
+        before = time.monotonic()
         measures = self._processes.told(self._judge)
+        self._time_left.add(EVALUATIONS, time.monotonic() - before)
         step, better = self.progression.step, self._is_best(measures)
         waited = self.progression.evaluations_without_progress
         self.progression = replace(
@@ -315,6 +308,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Write everything a resume needs, in one file that is replaced at once."""
+        before = time.monotonic()
         self._processes.told(
             lambda: checkpoint.save_arrays(
                 self._folder / checkpoint.LAST,
@@ -327,6 +321,7 @@ class Trainer:
                 },
             )
         )
+        self._time_left.add(SAVES, time.monotonic() - before)
 
     def _load(self) -> Progression:
         arrays, progression = self._processes.told(self._read)

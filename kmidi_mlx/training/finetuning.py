@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,9 @@ def finetune_model(
     task = make_task(config)
     assert isinstance(task, TunedTask)
     task.metadata["base"] = about_base(plan)
+    began = time.monotonic()
     before = losses_of(task, path)
+    judging_seconds = time.monotonic() - began
     weights = sum(array.size for _, array in tree_flatten(task.model.parameters()))
     available = int(config.training.memory_gb * 1e9) or physical_bytes()
     trained = _trained(task)
@@ -76,6 +79,8 @@ def finetune_model(
         announcement,
         announce,
         trackers=plan.trackers,
+        # the best weights are judged like those of the base
+        after_seconds=judging_seconds,
     )
     if outcome.reason == "interrupted":
         return outcome, None

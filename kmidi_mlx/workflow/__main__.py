@@ -14,10 +14,11 @@ from kmidi_mlx.command import INTERRUPTED, CommandParser, add_config_arguments, 
 from kmidi_mlx.config_file import describe_options, load_sections
 from kmidi_mlx.console import in_words
 from kmidi_mlx.errors import KmidiError, nearest
+from kmidi_mlx.workflow.commands import moves_of, resumed, shown
 from kmidi_mlx.workflow.config import WorkflowConfig
 from kmidi_mlx.workflow.journal import Journal, fingerprint
 from kmidi_mlx.workflow.report import REPORT, write_report
-from kmidi_mlx.workflow.runner import run_step, shown
+from kmidi_mlx.workflow.runner import goes_on, run_step
 from kmidi_mlx.workflow.steps import Step, steps_of
 
 _LOGS = "logs"
@@ -80,6 +81,7 @@ def _chosen(steps: Sequence[Step], only: Sequence[str], first: str | None) -> li
 def _show(steps: Sequence[Step], chosen: Sequence[str], journal: Journal, force: bool) -> None:
     """Say what would be done; what hangs on a step that is still to be done will be too."""
     pending: set[str] = set()
+    moved: set[Path] = set()
     for step in steps:
         if step.name not in chosen:
             continue
@@ -87,13 +89,22 @@ def _show(steps: Sequence[Step], chosen: Sequence[str], journal: Journal, force:
             print(f"{step.name}: left out: {step.left_out}")
             continue
         waits = [need for need in step.needs if need in pending]
-        done = not waits and not force
-        done = done and journal.is_done(step.name, fingerprint(step.commands, step.inputs()))
+        wanted = fingerprint(step.commands, step.inputs())
+        done = not waits and not force and journal.is_done(step.name, wanted)
         print(f"{step.name}: {'done already' if done else 'to do'}")
-        if not done:
-            pending.add(step.name)
-            for command in step.commands:
-                print(f"    {shown(command)}")
+        if done:
+            continue
+        pending.add(step.name)
+        continues = not waits and goes_on(step, wanted, journal)
+        for number, command in enumerate(step.commands):
+            folder = step.folders.get(number)
+            if folder is not None and continues and (folder / checkpoint.LAST).exists():
+                command = resumed(command, folder)
+            elif folder is not None and moved.isdisjoint(folder.parents):
+                moved.add(folder)
+                for line in moves_of(folder):
+                    print(f"    {line}")
+            print(f"    {shown(command)}")
 
 
 def _do(

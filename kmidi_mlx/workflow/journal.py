@@ -27,8 +27,9 @@ class Entry:
         begun: fingerprint of the inputs that it was last begun with.
         done: that it was last finished with; empty: never.
         outputs: digests of what it left, by path.
-        seconds: that it took, all attempts since it was begun together.
-        peak_gb: most memory that one of its processes took.
+        seconds: that it took, all attempts since it was begun together; written down while it
+            runs, so that a killed attempt counts too.
+        peak_gb: most memory that one of its processes took in any of them.
         results: what its commands printed as JSON, in order.
     """
 

@@ -14,10 +14,10 @@ from kmidi_mlx import __version__, checkpoint
 from kmidi_mlx.atomic import write_bytes_atomically
 from kmidi_mlx.console import in_words
 from kmidi_mlx.runs.memory import physical_bytes
+from kmidi_mlx.workflow.commands import another, shown
 from kmidi_mlx.workflow.config import WorkflowConfig
-from kmidi_mlx.workflow.curves import draw_curves, read_losses
+from kmidi_mlx.workflow.curves import draw_curves, read_losses, read_peak_gb
 from kmidi_mlx.workflow.journal import Journal
-from kmidi_mlx.workflow.runner import shown
 from kmidi_mlx.workflow.steps import CLOUD, GENERATOR, Step
 
 __all__ = ["REPORT", "write_report"]
@@ -47,9 +47,17 @@ def write_report(
         entry = journal[step.name]
         if entry.done and entry.results:
             text = _section(step, entry.results, out)
-            commands = "\n".join(shown(command) for command in step.commands)
-            sections.append(f"## {step.title}\n\n{text}\n\n```sh\n{commands}\n```")
+            sections.append(f"## {step.title}\n\n{text}\n\n```sh\n{_commands(step)}\n```")
     write_bytes_atomically(out / REPORT, ("\n\n".join(sections) + "\n").encode())
+
+
+def _commands(step: Step) -> str:
+    """What does a step once more, line by line; training goes beside the run that there is."""
+    lines = []
+    for number, command in enumerate(step.commands):
+        folder = step.folders.get(number)
+        lines.append(shown(command if folder is None else another(command, folder)))
+    return "\n".join(lines)
 
 
 def _head(config: WorkflowConfig) -> str:
@@ -116,13 +124,15 @@ def _prepared(result: dict[str, Any]) -> str:
 
 
 def _trained(result: dict[str, Any], model: str, out: Path) -> str:
-    unit = _UNITS[model]
-    drawn = draw_curves(read_losses(out / model / checkpoint.METRICS), model, unit)
+    unit, metrics = _UNITS[model], out / model / checkpoint.METRICS
+    drawn = draw_curves(read_losses(metrics), model, unit)
+    # a run that goes on measures only its own part
+    peak_gb = max(result["peak_memory_gb"], read_peak_gb(metrics))
     text = (
         f"{result['step']:,} steps in {in_words(result['seconds'])}; best at step "
         f"{result['best_step']:,} with {result['val_loss']:.4f} {unit} on held-out music. "
         f"{result['skipped_steps']} steps gave NaN and were skipped; the framework took "
-        f"{result['peak_memory_gb']:.2f} GB at the most."
+        f"{peak_gb:.2f} GB at the most."
     )
     if not drawn:
         return text
@@ -244,10 +254,20 @@ def _quantized(result: dict[str, Any]) -> str:
         ),
         [
             f"ms, one {result['after']['unit']}, {result['device']}",
-            *(f"{result[when]['milliseconds']:.1f}" for when in ("before", "after")),
+            *(_spread(result[when]) for when in ("before", "after")),
         ],
     ]
-    return _table(["", "before", "after"], rows)
+    return _table(["", "before", "after"], rows) + (
+        "\n\nms: median and, in brackets, 10th to 90th percentile; other programs that are running "
+        "make it slower and uneven."
+    )
+
+
+def _spread(pace: dict[str, Any]) -> str:
+    text = f"{pace['milliseconds']:.1f}"
+    if "slow_milliseconds" not in pace:
+        return text  # measured by an earlier version
+    return f"{text} ({pace['quick_milliseconds']:.1f}-{pace['slow_milliseconds']:.1f})"
 
 
 def _exported(step: Step, results: Results, out: Path) -> str:

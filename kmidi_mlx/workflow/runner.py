@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from kmidi_mlx import checkpoint
 from kmidi_mlx.command import INTERRUPTED, Interruption
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.workflow.commands import Command, another, resumed, set_aside
 from kmidi_mlx.workflow.journal import Journal, digest_of_files
 from kmidi_mlx.workflow.steps import Step
 
-__all__ = ["Done", "run_step", "shown"]
+__all__ = ["Done", "goes_on", "run_step"]
 
 _POLL_SECONDS = 0.1
+# a workflow that is killed forgets at most so much of what a step has taken
+_KEEP_SECONDS = 2.0
 # a little longer than a command has to end when its workflow is gone
 _WAIT_SECONDS = 65.0
 _PROC = Path("/proc")
@@ -31,15 +33,16 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Done:
-    """How a step ended: exit status 0, or that of the command that failed, and that command."""
+    """How a step ended: exit status 0, or that of the command that failed, and what repeats it."""
 
     status: int
-    command: tuple[str, ...] = ()
+    command: Command = ()
 
 
-def shown(command: tuple[str, ...]) -> str:
-    """Return a command as a person would type it."""
-    return shlex.join(["python", "-m", *command])
+def goes_on(step: Step, wanted: str, journal: Journal) -> bool:
+    """Whether a step was begun with these inputs and cut off."""
+    entry = journal[step.name]
+    return entry.begun == wanted != entry.done
 
 
 def run_step(
@@ -62,8 +65,8 @@ def run_step(
         KmidiError: when a step ends well without leaving what it should.
     """
     entry = journal[step.name]
-    goes_on = entry.begun == wanted != entry.done
-    if not goes_on:
+    continues = goes_on(step, wanted, journal)
+    if not continues:
         entry.seconds = entry.peak_gb = 0.0
     entry.begun, entry.done, entry.results = wanted, "", []
     journal.save()
@@ -71,19 +74,22 @@ def run_step(
     if not step.folders:  # a run's folder is its own to make
         for path in step.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
+
+    def spend(seconds: float, peak_bytes: int) -> None:
+        entry.seconds += seconds
+        entry.peak_gb = max(entry.peak_gb, peak_bytes / 1e9)
+        journal.save()
+
     for number, command in enumerate(step.commands):
         folder = step.folders.get(number)
         if folder is not None:
             _wait_for(folder)
-            command = _continued(command, folder, goes_on)
+            command = _continued(command, folder, continues)
         log = logs / f"{step.name}-{number + 1}.log"
-        began = time.monotonic()
-        status, peak = _run(command, log, interruption)
-        entry.seconds += time.monotonic() - began
-        entry.peak_gb = max(entry.peak_gb, peak / 1e9)
-        journal.save()
+        status = _run(command, log, interruption, spend)
         if status:
-            return Done(INTERRUPTED if interruption.requested else status, command)
+            again = command if folder is None else _repeated(command, folder)
+            return Done(INTERRUPTED if interruption.requested else status, again)
         entry.results.append(_result(log))
     missing = [path for path in step.outputs if not path.exists()]
     if missing:
@@ -109,33 +115,38 @@ def _wait_for(folder: Path) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _continued(command: tuple[str, ...], folder: Path, goes_on: bool) -> tuple[str, ...]:
+def _continued(command: Command, folder: Path, continues: bool) -> Command:
     """Let a command go on with its own run; what other inputs left there is set aside."""
-    if goes_on and (folder / checkpoint.LAST).exists():
-        flags = ["--out", str(folder), "--resume"]
-        kept = [word for word in command if word in ("--json", "--fuse")]
-        model = command[command.index("--model") + 1]
-        original = _flag(command, "--original")
-        head = takewhile(lambda word: not word.startswith("--"), command)
-        return (*head, "--model", model, *flags, *original, *kept)
+    if continues and (folder / checkpoint.LAST).exists():
+        return resumed(command, folder)
     if folder.exists():
-        aside = folder.with_name(f"{folder.name}.before")
+        aside = set_aside(folder)
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     return command
 
 
-def _flag(command: tuple[str, ...], name: str) -> tuple[str, ...]:
-    if name not in command:
-        return ()
-    place = command.index(name)
-    return command[place : place + 2]
+def _repeated(command: Command, folder: Path) -> Command:
+    """Return what repeats a training that failed: it goes on if anything was saved."""
+    if "--resume" in command:
+        return command
+    if (folder / checkpoint.LAST).exists():
+        return resumed(command, folder)
+    return another(command, folder)
 
 
-def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tuple[int, int]:
-    """Run a command with its output in a file; its status and peak memory in bytes."""
+def _run(
+    command: Command,
+    log: Path,
+    interruption: Interruption,
+    spend: Callable[[float, int], None],
+) -> int:
+    """Run a command with its output in a file and return its status.
+
+    `spend` is told now and then which seconds have gone by since, and the peak of memory in bytes.
+    """
     with log.open("wb") as file:
-        peak = 0
+        peak, told_seconds = 0, time.monotonic()
         # a session of its own: Ctrl-C comes to this process, which passes it on once
         process = subprocess.Popen(
             [sys.executable, "-m", "kmidi_mlx.workflow.leash", *command],
@@ -153,12 +164,17 @@ def _run(command: tuple[str, ...], log: Path, interruption: Interruption) -> tup
                 told = True
                 process.send_signal(signal.SIGINT)
             peak = max(peak, _peak_bytes(process.pid))
+            now = time.monotonic()
+            if now - told_seconds >= _KEEP_SECONDS:
+                spend(now - told_seconds, peak)
+                told_seconds = now
             time.sleep(_POLL_SECONDS)
     process.stdin.close()
     process.returncode = os.waitstatus_to_exitcode(status)
     if sys.platform == "darwin":
         peak = usage.ru_maxrss
-    return process.returncode, peak
+    spend(time.monotonic() - told_seconds, peak)
+    return process.returncode
 
 
 def _peak_bytes(session: int) -> int:

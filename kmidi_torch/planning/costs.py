@@ -10,7 +10,10 @@ from kmidi_torch.planning.prices import Billing
 from kmidi_torch.planning.speed import Speed
 from kmidi_torch.planning.work import Work
 
-__all__ = ["EXPORT_MINUTES", "START_MINUTES", "Cost", "Job", "cost_of", "fitting_steps", "gpus_of"]
+__all__ = [
+    "EXPORT_MINUTES", "START_MINUTES", "Cost", "Job", "cost_of", "fitting_steps", "gpus_of",
+    "training_seconds",
+]  # fmt: skip
 
 #: Minutes until the first step: renting, installing, copying the data. ASSUMED.
 START_MINUTES = 15.0
@@ -40,6 +43,12 @@ def gpus_of(wanted: int, machine: int) -> int:
     return math.ceil(wanted / machine) * machine
 
 
+def training_seconds(job: Job, steps: int, gpus: int, pace: str = "likely") -> float:
+    """Return what the steps and evaluations of a run take, arguments as of `cost_of`."""
+    units = steps * job.work.units_per_step * (1 + job.work.evaluation_share)
+    return units / float(getattr(job.speed, pace) * gpus)
+
+
 def cost_of(
     jobs: Sequence[Job],
     steps: Sequence[int],
@@ -60,8 +69,7 @@ def cost_of(
     """
     seconds = 60 * START_MINUTES
     for job, count in zip(jobs, steps, strict=True):
-        units = count * job.work.units_per_step * (1 + job.work.evaluation_share)
-        seconds += units / (getattr(job.speed, pace) * gpus)
+        seconds += training_seconds(job, count, gpus, pace)
         seconds += 60 * EXPORT_MINUTES[job.work.model]
     hours = billing.billed(seconds) / 3600
     return Cost(hours, gpus, hours * gpus * usd_per_gpu_hour)

@@ -5,6 +5,7 @@ Plans, saves and adapters are those of `kmidi_mlx.training.finetuning`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,9 @@ def finetune_model(
         task = start_task(plan.config, options, processes)
         assert isinstance(task, TunedTask)
         task.metadata["base"] = processes.told(lambda: about_base(plan))
+        began = time.monotonic()
         before = processes.told(lambda: losses_of(task, path))
+        judging_seconds = time.monotonic() - began
         trained, weights = _trained(task), parameter_count(task)
         outcome = train_task(
             task,
@@ -79,6 +82,8 @@ def finetune_model(
             processes,
             trackers=plan.trackers,
             about=f"{trained:,} of them are trained ({100 * trained / weights:.1f} %)",
+            # the best weights are judged like those of the base
+            after_seconds=judging_seconds,
         )
         if outcome.reason == "interrupted":
             return outcome, None

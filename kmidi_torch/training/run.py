@@ -103,11 +103,13 @@ def train_task(
     processes: Processes = ALONE,
     trackers: Sequence[str] = (),
     about: str = "",
+    after_seconds: float = 0.0,
 ) -> Outcome:
     """Train what `start_task` returned; arguments as of `train_model`.
 
     Args:
         about: what else to announce.
+        after_seconds: as of `Trainer`.
     """
     compiled = options.compiles_on(task.device)
     place = describe_device(task.device)
@@ -123,7 +125,16 @@ def train_task(
     )
     step = make_step(task, processes, compiled)
     return run_task(
-        task, step, folder, resume, interruption, announcement, announce, processes, trackers
+        task,
+        step,
+        folder,
+        resume,
+        interruption,
+        announcement,
+        announce,
+        processes,
+        trackers,
+        after_seconds,
     )
 
 

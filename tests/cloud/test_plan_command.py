@@ -115,6 +115,41 @@ def test_a_budget_puts_the_best_choice_first(prices: list[str], capsys: Captured
     assert "$0.01 pays for no step" in capsys.readouterr().out
 
 
+def test_every_offer_stays_together_with_both_last(prices: list[str], capsys: Captured) -> None:
+    for budget in ("2", "4", "12", "500"):
+        lines = answer(capsys, *prices, "--budget", budget)
+        names = ["+".join(run["model"] for run in line["runs"]) for line in lines]
+        offers = [(line["provider"], line["gpu"]) for line in lines]
+        groups = {
+            offer: [name for name, own in zip(names, offers, strict=True) if own == offer]
+            for offer in dict.fromkeys(offers)
+        }
+        # each offer once, in one piece, and what is for both behind its parts
+        assert [offer for offer, own in groups.items() for _ in own] == offers
+        for own in groups.values():
+            assert own == [
+                name
+                for name in ("midi_generator", "spectocloud", "midi_generator+spectocloud")
+                if name in own
+            ]
+        lasts = [line for line in lines if len(line["runs"]) == 2]
+        shares = [line["runs"][0]["steps"] for line in lasts]
+        assert shares == sorted(shares, reverse=True)
+    assert run(plan.main, [*prices, "--budget", "500"]) == 0
+    assert "both: one after the other on one machine" in capsys.readouterr().out
+
+
+def test_what_is_over_at_once_stays_at_home(
+    prices: list[str], practice_data: Path, capsys: Captured
+) -> None:
+    advice = "for so little a rented GPU makes no sense, train at home"
+    assert run(plan.main, [*prices, "--data", str(practice_data)]) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if advice in line]
+    assert [line.partition(":")[0] for line in said] == ["midi_generator"]
+    assert run(plan.main, prices) == 0
+    assert advice not in capsys.readouterr().out
+
+
 def test_data_tell_how_many_steps_there_are(
     prices: list[str],
     practice_data: Path,

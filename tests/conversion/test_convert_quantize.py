@@ -59,6 +59,9 @@ def test_size_speed_and_loss_are_told(
     assert told["bytes_after"] < told["bytes_before"] * {8: 0.45, 4: 0.35}[bits]
     assert min(told["before"]["milliseconds"], told["after"]["milliseconds"]) > 0
     assert told["after"]["unit"] == "event"
+    for pace in (told["before"], told["after"]):
+        ends = pace["quick_milliseconds"], pace["slow_milliseconds"]
+        assert 0 < ends[0] <= pace["milliseconds"] <= ends[1]
     assert told["difference"] < 1e-4
     assert told["plain"] == told["notices"] == []
     (loss,) = told["losses"]
@@ -84,7 +87,8 @@ def test_the_table_says_it_to_people(
     shown = capsys.readouterr().out
     for words in (
         "size, MB", "ms per cloud", "Chamfer distance", "loss of training", "6 bits in groups of",
-        "8 bits in groups of", "loss of the dequantised weights on ",
+        "8 bits in groups of", "ms: median (10th to 90th percentile)",
+        "loss of the dequantised weights on ",
         f"wrote {tmp_path / 'small.safetensors'}",
     ):  # fmt: skip
         assert words in shown

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -120,14 +121,46 @@ def test_data_of_unknown_licence_are_not_shared_by_oversight(
 ) -> None:
     for licences in ([], None, [" "]):
         relabel(with_adapter / "adapters/mine/adapter.safetensors", data_licences=licences)
-        said = complaint(capsys, with_adapter, "user/tiny", "--dry-run")
+        said = complaint(capsys, with_adapter, "user/tiny")
         assert "licences the data of mine were" in said
         assert "--licence" in said
+        # what would go can be seen all the same, with nothing claimed
+        assert run(push.main, [str(with_adapter), "user/tiny", "--dry-run", "--json"]) == 0
+        shown = capsys.readouterr()
+        assert shown.err == f"warning: push will refuse this: {said}\n"
+        assert json.loads(shown.out)["licence"] is None
+        assert "adapters/mine/adapter.safetensors" in json.loads(shown.out)["files"]
     words = [str(with_adapter), "user/tiny", "--dry-run", "--licence", "My Own Terms 1.0"]
     assert run(push.main, words) == 0
     front = yaml.safe_load((with_adapter / "README.md").read_text().split("---")[1])
     assert front["license"] == "other"
     assert front["license_name"] == "my-own-terms-1.0"
+
+
+def test_adapters_that_are_not_finished_stay_at_home(with_adapter: Path, capsys: Captured) -> None:
+    adapters = with_adapter / checkpoint.ADAPTERS
+    half, begun = adapters / "half", adapters / "begun"
+    shutil.copytree(adapters / "mine", half)
+    for folder in (half, begun):
+        (folder / "last").mkdir(parents=True)
+        (folder / checkpoint.LAST).write_text("state")
+
+    def listed() -> tuple[set[str], str]:
+        capsys.readouterr()
+        assert run(push.main, [str(with_adapter), "user/tiny", "--dry-run", "--json"]) == 0
+        said = capsys.readouterr()
+        files = json.loads(said.out)["files"]
+        return {name.split("/")[1] for name in files if "/" in name}, said.err
+
+    names, said = listed()
+    assert names == {"mine"}
+    assert "note: left out: the adapter half, whose fine-tuning has not come to its end" in said
+    assert "note: left out: the adapter begun," in said
+    # its end makes it one like the others
+    (half / checkpoint.GAINED).write_text("{}")
+    names, said = listed()
+    assert names == {"mine", "half"}
+    assert "half" not in said
 
 
 def test_pickles_and_empty_folders_are_refused(

@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_in_a_sentence(base: Path, tunes: Path, capsys: Ca
     def say(*arguments: str) -> str:
         return complaint(capsys, [*given, *arguments])
 
-    assert "is no name for the result" in say("--name", "a/b")
+    assert "a name is that of a folder" in say("--name", "a/b")
     assert "holds no run to resume" in say("--resume")
     assert "--device 'gpu' is unknown" in say("--device", "gpu")
     assert "rank 900 does not suit" in say("--set", "adapter.rank=900", "--device", "cpu")

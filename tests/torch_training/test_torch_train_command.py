@@ -105,9 +105,9 @@ def test_what_is_not_there_is_named(tmp_path: Path, flags: list[str], capsys: Ca
     assert "number 63 is asked for" in missing
     if not torch.backends.mps.is_available():
         assert "no Apple GPU" in complaint(capsys, [*out, "--device", "mps"])
-    nowhere = [*out, "--data", str(tmp_path / "nowhere")]
+    nowhere = ["--out", str(tmp_path / "new" / "run"), *flags, "--data", str(tmp_path / "nowhere")]
     assert str(tmp_path / "nowhere") in complaint(capsys, nowhere)
-    assert not (tmp_path / checkpoint.CONFIG).exists()
+    assert not (tmp_path / "new").exists()
     large = [*out, "--set", "training.batch_size=100000000"]
     assert "lower training.batch_size" in complaint(capsys, large)
 

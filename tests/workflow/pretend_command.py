@@ -24,6 +24,13 @@ def main(deed: str, *arguments: str) -> int:
         held = bytearray(int(arguments[0]) << 20)
         held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
         time.sleep(0.5)
+    elif deed == "once-heavy":  # FILE MEGABYTES: holds them until it is killed, and later no more
+        path = Path(arguments[0])
+        if not path.exists():
+            held = bytearray(int(arguments[1]) << 20)
+            held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+            path.touch()
+            time.sleep(60)
     elif deed == "train":  # --model M --out DIR …: cut off the first time, goes on the second
         folder = Path(arguments[arguments.index("--out") + 1])
         (folder / "last").mkdir(parents=True, exist_ok=True)

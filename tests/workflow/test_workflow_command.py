@@ -102,7 +102,12 @@ def test_a_step_that_fails_says_how_to_repeat_it(tmp_path: Path, capfd: Captured
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--only", "train"], "no step is called 'train'"),
+        (
+            ["--only", "finetun"],
+            "no step is called 'finetun'; did you mean finetune-midi_generator or "
+            "finetune-spectocloud?",
+        ),
+        (["--only", "dance"], "no step is called 'dance'; there are prepare-midi, "),
         (["--from", "benc"], "no step is called 'benc'"),
         (["--set", "prepare.midi=[]"], "prepare.midi names no music"),
         (["--set", "workflow.memory_gb=0"], "memory_gb"),
@@ -110,6 +115,8 @@ def test_a_step_that_fails_says_how_to_repeat_it(tmp_path: Path, capfd: Captured
         (["--set", "export.targets=[tflite]"], "'tflite' is not one of onnx, coreml"),
         (["--set", "finetune.midi=here"], "give a folder in midi, or practice pieces, not both"),
         (["--set", "midi_generator.set=[model.size=1]"], "model.size"),
+        (["--set", "prepare.midi=[nowhere]"], "nowhere does not exist"),
+        (["--only", "evaluate-spectocloud"], "evaluate-spectocloud needs train-spectocloud"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_done(
@@ -143,6 +150,8 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(tmp_path: Path) -> None:
     again = [*command, *chosen, "--dry-run"]
     shown = subprocess.run(again, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "prepare-midi: done already" in shown
+    go_on = next(line for line in shown.splitlines() if "kmidi_mlx.train" in line)
+    assert go_on.endswith(f" --out {out / 'midi_generator'} --resume")
 
 
 def test_killed_it_leaves_no_run_behind_and_the_same_command_goes_on(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,8 +14,9 @@ import pytest
 
 from kmidi_mlx.command import Interruption
 from kmidi_mlx.errors import KmidiError
+from kmidi_mlx.workflow.commands import shown
 from kmidi_mlx.workflow.journal import Journal, digest_of_files, fingerprint
-from kmidi_mlx.workflow.runner import Done, run_step, shown
+from kmidi_mlx.workflow.runner import Done, run_step
 from kmidi_mlx.workflow.steps import Step
 
 PRETEND = "pretend_command"
@@ -84,6 +88,54 @@ def test_the_peak_of_memory_is_that_of_the_largest_process(tmp_path: Path) -> No
     commands = tuple((PRETEND, "hold", size) for size in ("1", "200", "10"))
     assert do(Step("hold", "Hold", commands), tmp_path) == Done(0)
     assert 0.2 < Journal(tmp_path)["hold"].peak_gb < 0.3
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from kmidi_mlx.command import Interruption
+from kmidi_mlx.workflow import runner
+from kmidi_mlx.workflow.journal import Journal, fingerprint
+from kmidi_mlx.workflow.steps import Step
+runner._KEEP_SECONDS = 0.2
+folder, command = Path(sys.argv[1]), tuple(sys.argv[2:])
+step = Step("heavy", "Heavy", (command,))
+journal = Journal(folder)
+runner.run_step(step, fingerprint(step.commands, []), journal, folder / "logs", Interruption())
+"""
+
+
+def test_what_a_killed_workflow_has_spent_counts(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    command = (PRETEND, "once-heavy", str(there), "150")
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path), *command])
+    spent = 0.0
+    while killed.poll() is None and (spent < 0.4 or Journal(tmp_path)["heavy"].peak_gb < 0.15):
+        time.sleep(0.02)
+        spent = Journal(tmp_path)["heavy"].seconds
+    assert killed.poll() is None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = Journal(tmp_path)["heavy"]
+    assert do(Step("heavy", "Heavy", (command,)), tmp_path) == Done(0)
+    after = Journal(tmp_path)["heavy"]
+    assert after.done
+    assert after.seconds > before.seconds >= 0.4
+    assert after.peak_gb >= before.peak_gb > 0.15
+    # begun from other inputs it counts anew
+    light = (PRETEND, "once-heavy", str(there), "1")
+    assert do(Step("heavy", "Heavy", (light,)), tmp_path) == Done(0)
+    assert Journal(tmp_path)["heavy"].peak_gb < 0.15
+
+
+def test_a_training_that_fails_is_repeated_by_what_can_be_pasted(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    command = (PRETEND, "train", "--model", "m", "--out", str(folder), "--json", "--set", "a=1")
+    done = do(Step("t", "T", (command,), folders={0: folder}), tmp_path)
+    assert done is not None
+    assert done.status == 3
+    # it has saved something: begun anew, it would be refused
+    assert shown(done.command) == f"python -m {PRETEND} train --model m --out {folder} --resume"
 
 
 def test_a_run_that_was_cut_off_is_gone_on_with_and_another_is_set_aside(tmp_path: Path) -> None:

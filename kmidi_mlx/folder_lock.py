@@ -15,13 +15,14 @@ __all__ = ["locked"]
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, taken: str = "") -> Iterator[None]:
     """Make the folder and keep other processes out of it; the lock ends with the process.
 
     If nothing was written in the end, the folder leaves no trace.
 
     Args:
         folder: the folder; its parents are made too.
+        taken: what to say when another process has it; empty: that it is being prepared.
 
     Raises:
         KmidiError: if another process has it, or it cannot be made.
@@ -32,14 +33,14 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise KmidiError(f"cannot write to {folder}: {error.strerror}.") from error
+        raise KmidiError(f"cannot write into {folder}: {error.strerror}.") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             lock.stat()  # its holder may have removed it after it was opened here
         except OSError as error:
             raise KmidiError(
-                f"another process is preparing {folder}; wait until it has finished."
+                taken or f"another process is preparing {folder}; wait until it has finished."
             ) from error
         try:
             yield
