@@ -246,12 +246,15 @@ def spectrograms(
         on_start(len(todo))
     jobs = [(str(recordings.rows[n].file("path")), targets[n]) for n in todo.values()]
     places = dict(zip((path for path, _ in jobs), todo.values(), strict=True))
+    count = min(workers or os.cpu_count() or 1, max(1, -(-len(jobs) // _CHUNK)))
     for done in map_chunks(
         partial(_make, hearing, seed),
         jobs,
-        workers=min(workers or os.cpu_count() or 1, max(1, -(-len(jobs) // _CHUNK))),
+        workers=count,
         chunk_size=_CHUNK,
         stop=lambda: False,
+        # several that use all cores each hold one another up, several times over
+        one_thread=count > 1,
     ):
         if isinstance(done, Lost):
             place = recordings.rows[places[done.item[0]]].place

@@ -110,7 +110,7 @@ class TorchDecoder:
     def keep_first_row(self) -> None:
         """Forget the second copy of the piece."""
         self._rows = 1
-        self._cache.keep_first()
+        self._cache.keep([0])
 
     def step(self, token: Tensor) -> Tensor:
         """Logits `(rows, 388)` of what follows input id `(1,)`."""

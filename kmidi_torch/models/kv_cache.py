@@ -9,6 +9,7 @@ had overwritten is lost, so behind a full ring the past is shorter by as many ev
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,10 +102,11 @@ class KVCache:
         self._oldest = oldest
         self.offset -= count
 
-    def keep_first(self) -> None:
-        """Forget all pieces of the batch but the first."""
-        self.keys = [tensor[:1].clone() for tensor in self.keys]
-        self.values = [tensor[:1].clone() for tensor in self.values]
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all pieces of the batch but these, which come in this order."""
+        chosen = torch.tensor(rows, device=self.keys[0].device)
+        self.keys = [array[chosen] for array in self.keys]
+        self.values = [array[chosen] for array in self.values]
 
     def next_place(self) -> Place:
         """Where the next event goes, made on the host so that the graph spends no kernel on it."""
