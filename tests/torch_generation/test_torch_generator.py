@@ -186,7 +186,6 @@ def test_wrong_input_is_refused(pair_of: Pairs) -> None:
 
 def tensors() -> int:
     gc.collect()
-    gc.collect()  # what earlier tests left
     return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())
 
 
@@ -200,7 +199,7 @@ def test_an_endless_stream_needs_no_more_memory(pair_of: Pairs) -> None:
     for _ in range(4):
         read(stream, 60)
         assert cache.offset < 5 * 32
-        assert tensors() == held
+        assert tensors() <= held  # what earlier tests left may go meanwhile
         assert cache.nbytes == bytes_held
     assert len(stream._history) == 32
 
