@@ -49,12 +49,15 @@ class Request:
         seed: the same seed, model and request give the same piece.
         emotion: that it begins with; None is the unconditional model.
         changes: emotions to change to, each with its time in seconds.
+        chord, key: ids of `kmidi_mlx.music.chords`; 0: unknown.
     """
 
     seconds: float
     seed: int
     emotion: Emotion | None = None
     changes: tuple[tuple[float, Emotion], ...] = ()
+    chord: int = 0
+    key: int = 0
 
 
 class _Voice:
@@ -64,6 +67,7 @@ class _Voice:
         self.number = number
         self.events: list[int] = []
         self.emotion = request.emotion
+        self.harmony = request.chord, request.key
         self.done = request.seconds <= 0
         self._steps = 0
         self._end = round(request.seconds * STEPS_PER_SECOND)
@@ -205,16 +209,12 @@ def _sing(
 
 
 def _told(model: EmotionMIDITransformer, voices: Sequence[_Voice], copies: int) -> Any:
-    """Tell the model the emotions; a second row of each piece is told nothing."""
-    rows = [encode_emotion(voice.emotion) for voice in voices]
-    rows += [UNCONDITIONAL] * (len(voices) * (copies - 1))
-    count = len(rows)
+    """Tell the model what steers; a second row of each piece is told nothing."""
+    told_nothing = len(voices) * (copies - 1)
+    emotion = [encode_emotion(voice.emotion) for voice in voices] + [UNCONDITIONAL] * told_nothing
+    harmony = np.array([voice.harmony for voice in voices] + [(0, 0)] * told_nothing, np.int32)
     cross = model.cross_keys_values(
-        Conditions(
-            mx.array(np.stack(rows)),
-            mx.zeros((count, 1), dtype=mx.int32),
-            mx.zeros((count,), dtype=mx.int32),
-        )
+        Conditions(mx.array(np.stack(emotion)), mx.array(harmony[:, :1]), mx.array(harmony[:, 1]))
     )
     mx.eval(cross)
     return cross

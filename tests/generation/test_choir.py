@@ -34,6 +34,8 @@ requests = st.lists(
         seed=st.integers(0, 5),
         emotion=st.none() | emotions,
         changes=st.lists(st.tuples(st.floats(0, 4), emotions), max_size=2).map(tuple),
+        chord=st.integers(0, 109),
+        key=st.integers(0, 24),
     ),
     max_size=5,
 )
@@ -55,7 +57,8 @@ def test_each_piece_is_as_if_it_were_alone(wanted: list[Request], rows: int, sam
     for number, (piece, request) in enumerate(zip(found, wanted, strict=True)):
         alone = generate(
             tiny(), SAMPLINGS[sampling], request.seconds, seed=request.seed,
-            emotion=request.emotion, changes=request.changes,
+            emotion=request.emotion, changes=request.changes, chord=request.chord,
+            key=request.key,
         )  # fmt: skip
         np.testing.assert_array_equal(piece, alone)
         np.testing.assert_array_equal(told[number], piece)
