@@ -12,7 +12,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from kmidi_mlx.emotion_flags import add_emotion_arguments, emotion_from
 from kmidi_mlx.errors import KmidiError
 from kmidi_mlx.live.thread_priority import STEADY, hurry
 from kmidi_mlx.live_config import LiveConfig
+from kmidi_mlx.shipped import in_force
 
 if TYPE_CHECKING:
     from kmidi_mlx.live.concert import Concert
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Environment variables that a program which starts this one may set.
 TOKEN, ORIGINS = "KMIDI_TOKEN", "KMIDI_ORIGINS"
+#: Where `kmidi hello`, and so `make run`, leaves its model.
+HELLO_MODEL = Path("out/hello/model")
 _DESCRIPTION = (
     "Play piano music that follows a feeling, and see it as a cloud of light; open the page that "
     "it prints, or use --tui, --stdio or --headless."
@@ -75,7 +78,7 @@ def main(argv: list[str]) -> int:
     if args.list_ports:
         print(_ports())
         return 0
-    config = load_sections(LiveConfig, args.config_files, _overrides(args))
+    config = _with_generator(load_sections(LiveConfig, args.config_files, _overrides(args)))
     if not args.headless and (args.seconds is not None or args.film):
         raise KmidiError("--seconds and --film belong to --headless; add it.")
     if args.seconds is not None and not 0.0 < args.seconds <= _LONGEST_HEADLESS:
@@ -148,6 +151,19 @@ def _parser() -> CommandParser:
     parser.add_argument("--help-config", action="store_true", help="list all options and exit")
     add_config_arguments(parser)
     return parser
+
+
+def _with_generator(config: LiveConfig) -> LiveConfig:
+    """Play with the small model of `kmidi hello` where no other is there, and say so."""
+    models = config.models
+    usual = models.generator == LiveConfig().models.generator
+    if not usual or in_force(Path(models.generator)).exists() or not HELLO_MODEL.exists():
+        return config
+    print(
+        f"note: there is no {models.generator} yet, so the small model in {HELLO_MODEL} plays",
+        file=sys.stderr,
+    )
+    return replace(config, models=replace(models, generator=str(HELLO_MODEL)))
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:

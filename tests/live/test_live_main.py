@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from stage_double import StageDouble
 
 from kmidi_mlx.config_file import load_sections
 from kmidi_mlx.live import stdio
-from kmidi_mlx.live.__main__ import _overrides, _parser, _talk
+from kmidi_mlx.live.__main__ import HELLO_MODEL, _overrides, _parser, _talk, _with_generator
 from kmidi_mlx.live.take import Take
 from kmidi_mlx.live_config import LiveConfig
 
@@ -288,6 +289,25 @@ def test_help_and_options_answer_without_weights(program: Callable[..., Program]
     code, out, _ = program("--list-ports").end()
     assert code == 0
     assert "outputs" in out
+
+
+def test_without_a_model_the_small_one_plays_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    usual = LiveConfig()
+    assert _with_generator(usual) == usual
+    HELLO_MODEL.mkdir(parents=True)
+    found = _with_generator(usual)
+    assert found.models.generator == str(HELLO_MODEL)
+    assert "small model in out/hello/model plays" in capsys.readouterr().err
+    # what is named is never replaced, what is there neither
+    named = replace(usual, models=replace(usual.models, generator="mine"))
+    assert _with_generator(named) == named
+    Path(usual.models.generator).mkdir(parents=True)
+    (Path(usual.models.generator) / "config.yaml").touch()
+    assert _with_generator(usual) == usual
+    assert capsys.readouterr().err == ""
 
 
 def test_styles_are_flags() -> None:
