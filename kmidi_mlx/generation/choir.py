@@ -30,10 +30,9 @@ from kmidi_mlx.music.events import (
     TIME_SHIFT,
     VELOCITY,
     VOCABULARY_SIZE,
-    decode,
-    encode,
 )
 from kmidi_mlx.music.knobs import gumbel_noise, pack, unpack
+from kmidi_mlx.music.piece import PieceWriter
 
 __all__ = ["DEFAULT_ROWS", "Request", "write_pieces"]
 
@@ -61,22 +60,40 @@ class Request:
 
 
 class _Voice:
-    """One of the pieces that are being written."""
+    """One of the pieces that are being written; to its writer it is a stream of its own."""
 
     def __init__(self, number: int, request: Request, greedy: bool) -> None:
         self.number = number
-        self.events: list[int] = []
-        self.emotion = request.emotion
+        self.steps = 0
         self.harmony = request.chord, request.key
-        self.done = request.seconds <= 0
-        self._steps = 0
-        self._end = round(request.seconds * STEPS_PER_SECOND)
-        self._waiting = deque(sorted(request.changes, key=lambda change: change[0]))
-        while self._waiting and self._waiting[0][0] <= 0:
-            self.emotion = self._waiting.popleft()[1]
+        # what is due at once is heard from the first event on
+        due = [emotion for time, emotion in sorted(request.changes, key=_time) if time <= 0]
+        self.emotion = due[-1] if due else request.emotion
+        self._drawn = START_TOKEN
         self._rng = np.random.default_rng(request.seed)
         self._noise: deque[NDArray[np.float32]] = deque()
         self._greedy = greedy
+        self._writer = PieceWriter(self, request.seconds, (), request.changes)
+
+    @property
+    def seconds(self) -> float:
+        """Time reached."""
+        return self.steps / STEPS_PER_SECOND
+
+    @property
+    def done(self) -> bool:
+        """Whether the piece is long enough."""
+        return self._writer.done
+
+    def next_event(self) -> int:
+        """Return the event that was drawn last."""
+        if TIME_SHIFT <= self._drawn < VELOCITY:
+            self.steps += self._drawn - TIME_SHIFT + 1
+        return self._drawn
+
+    def set_emotion(self, emotion: Emotion | None) -> None:
+        """Change the emotion from the event after the next on, as a stream does."""
+        self.emotion = emotion
 
     def noise(self) -> NDArray[np.float32]:
         """Return that of the next event, `(388,)`."""
@@ -88,26 +105,17 @@ class _Voice:
 
     def take(self, event: int) -> bool:
         """Take the next event; return whether the emotion changes for the one after it."""
-        if self.done:
-            return False
-        before = self._steps
-        due = False
-        while self._waiting and before >= self._waiting[0][0] * STEPS_PER_SECOND:
-            self.emotion = self._waiting.popleft()[1]
-            due = True
-        if TIME_SHIFT <= event < VELOCITY:
-            self._steps += event - TIME_SHIFT + 1
-        if self._steps < self._end:
-            self.events.append(event)
-            return due
-        self.done = True
-        # decoding ends what still sounds at the last event, here the end of the piece
-        self.events.append(TIME_SHIFT + self._end - before - 1)
-        return False
+        before, self._drawn = self.emotion, event
+        self._writer.write()
+        return self.emotion != before
 
     def piece(self) -> NDArray[np.uint16]:
         """Return the event ids, all notes ended."""
-        return encode(decode(self.events))
+        return self._writer.events()
+
+
+def _time(change: tuple[float, Emotion]) -> float:
+    return change[0]
 
 
 def write_pieces(
@@ -133,6 +141,9 @@ def write_pieces(
 
     Returns:
         `(n,)` event ids of each request; valid music, all notes ended.
+
+    Raises:
+        KmidiError: when a length is negative or no number.
     """
     step = _compiled_step(model)
     done: dict[int, NDArray[np.uint16]] = {}
@@ -171,10 +182,6 @@ def _sing(
     model: EmotionMIDITransformer, sampling: SamplingConfig, voices: list[_Voice], step: Step
 ) -> Iterator[_Voice]:
     """Yield voices as they come to their end."""
-    yield from (voice for voice in voices if voice.done)
-    voices = [voice for voice in voices if not voice.done]
-    if not voices:
-        return
     copies = 1 if sampling.guidance_scale == 1.0 else 2
     cache = KVCache(model.config, copies * len(voices), model.embedding.weight.dtype)
     cross = _told(model, voices, copies)

@@ -5,17 +5,34 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kmidi_mlx.emotion import Emotion
 from kmidi_mlx.errors import KmidiError
-from kmidi_mlx.music.event_stream import EventStream
 from kmidi_mlx.music.events import STEPS_PER_SECOND, TIME_SHIFT, decode, encode
 
-__all__ = ["PieceWriter", "write_piece"]
+__all__ = ["PieceWriter", "Source", "write_piece"]
+
+
+class Source(Protocol):
+    """What a piece is taken from: an `EventStream`, or one of many that are written together."""
+
+    @property
+    def steps(self) -> int:
+        """Time reached by the events read so far, in steps of 10 ms."""
+
+    @property
+    def seconds(self) -> float:
+        """The same in seconds."""
+
+    def next_event(self) -> int:
+        """Return the next event id."""
+
+    def set_emotion(self, emotion: Emotion | None) -> None:
+        """Change the emotion from here on."""
 
 
 class PieceWriter:
@@ -36,7 +53,7 @@ class PieceWriter:
 
     def __init__(
         self,
-        stream: EventStream[Any],
+        stream: Source,
         seconds: float,
         prompt: Sequence[int] | NDArray[np.integer] = (),
         changes: Sequence[tuple[float, Emotion]] = (),
@@ -80,7 +97,7 @@ class PieceWriter:
 
 
 def write_piece(
-    stream: EventStream[Any],
+    stream: Source,
     seconds: float,
     prompt: Sequence[int] | NDArray[np.integer] = (),
     changes: Sequence[tuple[float, Emotion]] = (),
